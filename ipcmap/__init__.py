@@ -1,0 +1,26 @@
+"""Parent/child IPC over one shared mapping, for Linux.
+
+General layout: bare names here are the interface. ``_core`` is the engine;
+the other files build on it floor by floor (see the design notes in the docs).
+"""
+
+import sys
+
+# Before any other import: the floors below fail elsewhere with errors that help nobody.
+if sys.platform != "linux" or sys.maxsize < 2**63 - 1:
+    raise ImportError(
+        "ipcmap runs on 64-bit Linux only: it needs fork, futexes and a large address space; "
+        f"platform={sys.platform}, pointer={sys.maxsize.bit_length() + 1} bits"
+    )
+
+from ipcmap.errors import BrokenError, BusyError, ClosedError, IpcmapError
+
+__all__ = [
+    "BrokenError",
+    "BusyError",
+    "ClosedError",
+    "IpcmapError",
+    "__version__",
+]
+
+__version__ = "0.1.0"

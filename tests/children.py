@@ -1,0 +1,61 @@
+"""Children made by plain fork, ended and reaped with their test."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+
+class Child:
+    """A forked process that runs one function and exits."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.status: int | None = None
+
+    def wait(self) -> int:
+        """Reap it and return its exit code, negative where a signal ended it."""
+        if self.status is None:
+            _, status = os.waitpid(self.pid, 0)
+            self.status = os.waitstatus_to_exitcode(status)
+        return self.status
+
+    def kill(self) -> None:
+        """End it by SIGKILL and reap it."""
+        if self.status is None:
+            os.kill(self.pid, signal.SIGKILL)
+            self.wait()
+
+
+Fork = Callable[..., Child]
+
+
+@pytest.fixture
+def fork() -> Iterator[Fork]:
+    """Run ``function(*args)`` in a child; exit code 0, or 1 with its traceback on stderr."""
+    children: list[Child] = []
+
+    def fork(function: Callable[..., object], *args: Any) -> Child:
+        sys.stdout.flush()
+        pid = os.fork()
+        if pid == 0:
+            code = 1
+            try:
+                function(*args)
+                code = 0
+            except BaseException:
+                os.write(2, traceback.format_exc().encode())
+            finally:
+                os._exit(code)
+        children.append(Child(pid))
+        return children[-1]
+
+    yield fork
+    for child in children:
+        child.kill()

@@ -1,0 +1,149 @@
+"""After each test, see that it left nothing: no process, descriptor, thread or /dev/shm name.
+
+What is there before the first fixture is set up and after the last is torn down is compared, in
+the innermost wrappers of these two hooks: around all fixtures, within pytest's capturing. What a
+fixture of wider scope (class, module, session) opens in its set-up is no leftover; what it opens
+later, on first use, is one. So start what lives as long as the run (say, multiprocessing's
+resource tracker) in the set-up of a session fixture, or before.
+
+A leftover is an error in the teardown of the test. If the test has raised already, that is what to
+read, and its traceback keeps its variables alive: what it left does not count again, and is shown
+beside it (where pytest shows teardown at all: not after a failed set-up). Either way the processes
+are killed and reaped, and the next test starts from what is there then. Threads, descriptors and
+names are left alone: somebody may still use them.
+
+Orphans count, unless they exec'ed. A child's own children go unmentioned, but are killed as well.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import glob
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Generator
+from time import monotonic  # bound here, since a test may replace time.monotonic
+
+import pytest
+
+from processes import Process, facts, family, read, target
+
+GRACE = 1.0  # seconds for what is about to go: processes that exit, other programs' shm names
+SHM = "/dev/shm"
+
+Wrapper = Generator[None, object, object]
+Inventory = dict[tuple[str, object], str]  # by kind and identity: one line of facts
+
+
+class Leftovers:
+    """Compare what is there before and after each test."""
+
+    def __init__(self) -> None:
+        """Open the pipe by which orphans are known, before anything forks."""
+        self.pid = os.getpid()  # a forked copy of pytest has nothing to check
+        self.item: pytest.Item | None = None
+        self.raised = False
+        self.before: Inventory = {}
+        read_end, self.pipe = os.pipe()
+        os.close(read_end)
+
+    def pytest_unconfigure(self) -> None:
+        """Close the pipe."""
+        os.close(self.pipe)
+
+    @pytest.hookimpl(wrapper=True, trylast=True)
+    def pytest_runtest_setup(self, item: pytest.Item) -> Wrapper:
+        """Take stock before the first fixture."""
+        self.item, self.raised, self.before = item, False, self.inventory()
+        return (yield)
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_fixture_setup(self, fixturedef: pytest.FixtureDef[object]) -> Wrapper:
+        """Count what a fixture of wider scope opens as if it had been there before the test."""
+        if fixturedef.scope == "function":
+            return (yield)
+        known = self.inventory()
+        result = yield
+        self.before |= added(known, self.inventory())
+        return result
+
+    def pytest_runtest_makereport(self, call: pytest.CallInfo[None]) -> None:
+        """Note whether the test has raised."""
+        if call.excinfo and not isinstance(call.excinfo.value, pytest.skip.Exception):
+            self.raised = True
+
+    @pytest.hookimpl(wrapper=True, trylast=True)
+    def pytest_runtest_teardown(self, item: pytest.Item) -> Wrapper:
+        """Check after the last fixture."""
+        try:
+            result = yield
+        except BaseException:
+            self.raised = True
+            raise
+        finally:
+            mine = os.getpid() == self.pid and item is self.item
+            text = "\n".join(self.check()) if mine else ""
+            if text and self.raised:
+                item.add_report_section("teardown", "leftovers", text)
+            elif text:
+                pytest.fail(f"test is over, but not all that it started:\n{text}", pytrace=False)
+        return result
+
+    def check(self) -> list[str]:
+        """Return a line for each leftover; end those that are processes."""
+        garbage = collect_garbage()
+        give_up = monotonic() + GRACE
+        while (left := added(self.before, self.inventory())) and monotonic() < give_up:
+            time.sleep(0.01)
+        # A child's children become orphans by its death, and are found in the next round.
+        while new := [p for p in self.relatives() if ("process", p.pid) not in self.before]:
+            for process in new:
+                with contextlib.suppress(ProcessLookupError, ChildProcessError):
+                    os.kill(process.pid, signal.SIGKILL)
+                    if process.ppid == self.pid:
+                        os.waitpid(process.pid, 0)
+            time.sleep(0.01)
+        return garbage + list(left.values())
+
+    def relatives(self) -> list[Process]:
+        """Return our children and the orphans below us, zombies among the former."""
+        members = family(self.pid, self.pipe)[1:]
+        below = {process.pid for process in members}
+        return [process for process in members if process.ppid not in below]
+
+    def inventory(self) -> Inventory:
+        """Return all there is now that a test can leave behind."""
+        found: Inventory = {("process", p.pid): f"process: {facts(p)}" for p in self.relatives()}
+        for fd in map(int, os.listdir("/proc/self/fd")):
+            if file := target(self.pid, fd):  # not for the listing's own, closed by now
+                found["descriptor", (fd, file)] = f"descriptor: {fd} -> {file}"
+        names = {thread.native_id: thread.name for thread in threading.enumerate()}
+        for tid in map(int, os.listdir("/proc/self/task")):
+            name = names.get(tid) or read(f"/proc/self/task/{tid}/comm").strip() + ", not Python's"
+            found["thread", tid] = f"thread: {name} (tid {tid})"
+        names_there = glob.glob(f"{SHM}/*", include_hidden=True)
+        return found | {("name", path): f"name: {path}" for path in names_there}
+
+
+def added(before: Inventory, after: Inventory) -> Inventory:
+    """Return what is in the second only."""
+    return {key: text for key, text in after.items() if key not in before}
+
+
+def collect_garbage() -> list[str]:
+    """Collect cycles; return what finalizers raised, which pytest would blame on the next test."""
+    said: list[str] = []
+    previous = sys.unraisablehook
+    sys.unraisablehook = lambda u: said.append(f"garbage: {u.exc_value!r} in {u.object!r}")
+    gc.collect()
+    sys.unraisablehook = previous
+    return said
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Start looking."""
+    config.pluginmanager.register(Leftovers(), "the leftovers of each test")
