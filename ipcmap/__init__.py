@@ -14,12 +14,15 @@ if sys.platform != "linux" or sys.maxsize < 2**63 - 1:
     )
 
 from ipcmap.errors import BrokenError, BusyError, ClosedError, IpcmapError
+from ipcmap.mapping import PAGE_SIZE, Mapping
 
 __all__ = [
+    "PAGE_SIZE",
     "BrokenError",
     "BusyError",
     "ClosedError",
     "IpcmapError",
+    "Mapping",
     "__version__",
 ]
 

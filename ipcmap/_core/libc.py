@@ -1,0 +1,73 @@
+"""Calls of the C library that Python's standard library does not offer.
+
+Each returns what C returns, and an :class:`OSError` with ``errno`` set where C
+answers -1. The GIL is released during a call. Nothing here checks arguments:
+a wrong address is the caller's, as in C.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from typing import Any
+
+__all__ = [
+    "PR_SET_PDEATHSIG",
+    "IoVec",
+    "madvise",
+    "mincore",
+    "mlock",
+    "mmap",
+    "mprotect",
+    "msync",
+    "munlock",
+    "munmap",
+    "prctl",
+    "process_vm_readv",
+    "process_vm_writev",
+]
+
+_library = ctypes.CDLL(None, use_errno=True)
+
+
+class IoVec(ctypes.Structure):
+    """``struct iovec``: where some bytes begin and how many they are."""
+
+    _fields_ = (("base", ctypes.c_void_p), ("nbytes", ctypes.c_size_t))
+
+
+def _raise_on_minus_one(result: int, function: Any, arguments: tuple[Any, ...]) -> int:
+    if result == -1:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    return result
+
+
+def _declare(name: str, result: type[Any], *arguments: type[Any]) -> Any:
+    function = getattr(_library, name)
+    function.restype = result
+    function.argtypes = arguments
+    function.errcheck = _raise_on_minus_one
+    return function
+
+
+_address, _size, _flags = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
+
+# An address is below 2**47, so that a signed result tells MAP_FAILED apart.
+mmap = _declare("mmap", ctypes.c_ssize_t, _address, _size, _flags, _flags, _flags, ctypes.c_int64)
+munmap = _declare("munmap", ctypes.c_int, _address, _size)
+msync = _declare("msync", ctypes.c_int, _address, _size, _flags)
+madvise = _declare("madvise", ctypes.c_int, _address, _size, _flags)
+mprotect = _declare("mprotect", ctypes.c_int, _address, _size, _flags)
+mlock = _declare("mlock", ctypes.c_int, _address, _size)
+munlock = _declare("munlock", ctypes.c_int, _address, _size)
+mincore = _declare("mincore", ctypes.c_int, _address, _size, ctypes.c_char_p)
+
+PR_SET_PDEATHSIG = 1
+prctl = _declare("prctl", ctypes.c_int, ctypes.c_int, *(ctypes.c_ulong,) * 4)
+
+_two_vectors = (ctypes.POINTER(IoVec), ctypes.c_ulong) * 2
+_copy = ("process_vm_readv", "process_vm_writev")
+process_vm_readv, process_vm_writev = (
+    _declare(name, ctypes.c_ssize_t, ctypes.c_int, *_two_vectors, ctypes.c_ulong) for name in _copy
+)
