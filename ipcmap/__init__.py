@@ -13,6 +13,7 @@ if sys.platform != "linux" or sys.maxsize < 2**63 - 1:
         f"platform={sys.platform}, pointer={sys.maxsize.bit_length() + 1} bits"
     )
 
+from ipcmap._core import Semaphore, backend
 from ipcmap.errors import BrokenError, BusyError, ClosedError, IpcmapError
 from ipcmap.mapping import PAGE_SIZE, Mapping
 
@@ -23,7 +24,9 @@ __all__ = [
     "ClosedError",
     "IpcmapError",
     "Mapping",
+    "Semaphore",
     "__version__",
+    "backend",
 ]
 
 __version__ = "0.1.0"

@@ -1,5 +1,29 @@
-"""The plugins of the test run."""
+"""Every behaviour on every engine, through one fixture."""
 
 from __future__ import annotations
 
+import pytest
+
+import ipcmap
+from ipcmap._core import reference_semaphores
+
 pytest_plugins = ["pytester", "leftovers", "watchdog", "children"]
+
+ENGINES = {"reference": reference_semaphores}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--engine", choices=[*ENGINES], help="run on this engine alone")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "engine" in metafunc.fixturenames:
+        only = metafunc.config.getoption("engine")
+        metafunc.parametrize("engine", [only] if only else [*ENGINES])
+
+
+@pytest.fixture
+def semaphore_type(engine: str) -> type[ipcmap.Semaphore]:
+    """The engine's semaphore class."""
+    semaphore: type[ipcmap.Semaphore] = ENGINES[engine].Semaphore
+    return semaphore
