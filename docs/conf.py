@@ -1,0 +1,39 @@
+"""How Sphinx builds these pages: ``sphinx-build -n -W --keep-going -b html docs docs/_build/html``."""
+
+import ipcmap
+
+project = "ipcmap"
+author = "The ipcmap authors"
+project_copyright = author
+release = version = ipcmap.__version__
+
+extensions = [
+    "myst_parser",  # pages in Markdown
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",  # docstrings in Google's form
+]
+# docs/design/model holds the sources of the model checker.
+exclude_patterns = ["_build", "design/model"]
+
+html_theme = "furo"
+html_title = f"ipcmap {release}"
+
+# A figure's page is a figure of Linux: {manpage}`mmap(2)` links to its manual.
+manpages_url = "https://man7.org/linux/man-pages/man{section}/{page}.{section}.html"
+
+myst_enable_extensions = ["colon_fence", "deflist"]
+myst_heading_anchors = 3
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+# Imported for type checkers alone, so that autodoc cannot look it up.
+autodoc_type_aliases = {"ReadableBuffer": "ReadableBuffer"}
+napoleon_numpy_docstring = False
+
+# Types of the standard library. Their links would need its inventory, and so the network.
+nitpick_ignore = [
+    ("py:class", "ReadableBuffer"),
+    ("py:class", "collections.abc.Sequence"),
+    ("py:class", "os.PathLike"),
+    ("py:class", "types.TracebackType"),
+]
