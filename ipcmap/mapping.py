@@ -267,24 +267,19 @@ class Mapping(PagedMemory):
             BrokenError: A page of the range is gone; what lies before it is written.
         """
         pages = self._open()
-        if not self._writable:
-            raise self._read_only()
         source = _contiguous(data)
         offset, nbytes = self._range(pages, offset, source.nbytes)
-        if self._file_backed:
+        with pages.window() as window:
+            # Asked now that protect() counts the window: see there.
+            if not self._writable:
+                raise self._read_only()
+            if not self._file_backed:
+                window[offset : offset + nbytes] = source
+                return
             try:
                 pages.store(offset, source)
             except PageFault as fault:
-                # Unless another thread has just protected the pages.
-                raise (
-                    self._broken(fault.offset) if self._writable else self._read_only()
-                ) from None
-            return
-        with pages.window() as window:
-            # Again, now that protect() counts the window: see there.
-            if not self._writable:
-                raise self._read_only()
-            window[offset : offset + nbytes] = source
+                raise self._broken(fault.offset) from None
 
     @overload
     def __getitem__(self, index: SupportsIndex) -> int: ...

@@ -256,6 +256,7 @@ def test_ctrl_c_ends_it_with_one_line(texts: Path) -> None:
     """Exit code 130, no traceback from parent or worker, no process left."""
     code = (
         "import os, signal, sys; from ipcmap import demo; from ipcmap.__main__ import main\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # ignored in a background job
         "parent, count = os.getpid(), demo.count_words\n"
         "def interrupt(path):\n"
         "    if os.getpid() != parent: os.killpg(0, signal.SIGINT); signal.pause()\n"

@@ -384,7 +384,7 @@ def test_close_in_another_thread_never_takes_memory_from_under_a_use(
         while ClosedError not in uses:
             uses.add(outcome(use, mapping))
 
-    for _ in range(50):
+    for _ in range(20):
         mapping, uses, closed = make(100), set[object](), set[object]()
         mapping[0] = 0
         thread = threading.Thread(target=loop, args=(mapping, uses))
