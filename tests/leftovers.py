@@ -1,31 +1,28 @@
 """After each test, see that it left nothing: no process, descriptor, thread or /dev/shm name.
 
-What is there before the first fixture is set up and after the last is torn down is compared, in
+What is there before the first fixture is set up is compared with what is there after the last, in
 the innermost wrappers of these two hooks: around all fixtures, within pytest's capturing. What a
 fixture of wider scope (class, module, session) opens in its set-up is no leftover; what it opens
-later, on first use, is one. So start what lives as long as the run (say, multiprocessing's
-resource tracker) in the set-up of a session fixture, or before.
+later is one, so start what lives as long as the run (multiprocessing's resource tracker) there.
 
 A leftover is an error in the teardown of the test. If the test has raised already, that is what to
 read, and its traceback keeps its variables alive: what it left does not count again, and is shown
-beside it (where pytest shows teardown at all: not after a failed set-up). Either way the processes
-are killed and reaped, and the next test starts from what is there then. Threads, descriptors and
-names are left alone: somebody may still use them.
-
-Orphans count, unless they exec'ed. A child's own children go unmentioned, but are killed as well.
+beside it (unless set-up failed: pytest does not show teardown then). Either way the processes are
+killed and reaped, children of children unmentioned; threads, descriptors and names are left alone,
+since somebody may still use them; and the next test starts from what is there then.
 """
 
 from __future__ import annotations
 
 import contextlib
 import gc
-import glob
 import os
 import signal
 import sys
 import threading
 import time
 from collections.abc import Generator
+from glob import glob
 from time import monotonic  # bound here, since a test may replace time.monotonic
 
 import pytest
@@ -34,7 +31,6 @@ from processes import Process, facts, family, read, target
 
 GRACE = 1.0  # seconds for what is about to go: processes that exit, other programs' shm names
 SHM = "/dev/shm"
-
 Wrapper = Generator[None, object, object]
 Inventory = dict[tuple[str, object], str]  # by kind and identity: one line of facts
 
@@ -48,12 +44,19 @@ class Leftovers:
         self.item: pytest.Item | None = None
         self.raised = False
         self.before: Inventory = {}
-        read_end, self.pipe = os.pipe()
+        read_end, self.fd = os.pipe()
         os.close(read_end)
+        self.pipe = target(self.pid, self.fd)
+
+    def pytest_collection_finish(self) -> None:
+        """Set what is there for good aside, or each collection of garbage would take 20 ms."""
+        gc.collect()
+        gc.freeze()
 
     def pytest_unconfigure(self) -> None:
-        """Close the pipe."""
-        os.close(self.pipe)
+        """Put all back in its place."""
+        gc.unfreeze()
+        os.close(self.fd)
 
     @pytest.hookimpl(wrapper=True, trylast=True)
     def pytest_runtest_setup(self, item: pytest.Item) -> Wrapper:
@@ -73,25 +76,24 @@ class Leftovers:
 
     def pytest_runtest_makereport(self, call: pytest.CallInfo[None]) -> None:
         """Note whether the test has raised."""
-        if call.excinfo and not isinstance(call.excinfo.value, pytest.skip.Exception):
-            self.raised = True
+        skipped = pytest.skip.Exception
+        self.raised |= call.excinfo is not None and not call.excinfo.errisinstance(skipped)
 
     @pytest.hookimpl(wrapper=True, trylast=True)
     def pytest_runtest_teardown(self, item: pytest.Item) -> Wrapper:
         """Check after the last fixture."""
         try:
-            result = yield
+            return (yield)
         except BaseException:
             self.raised = True
             raise
         finally:
-            mine = os.getpid() == self.pid and item is self.item
+            mine = (item, os.getpid()) == (self.item, self.pid)
             text = "\n".join(self.check()) if mine else ""
             if text and self.raised:
                 item.add_report_section("teardown", "leftovers", text)
             elif text:
                 pytest.fail(f"test is over, but not all that it started:\n{text}", pytrace=False)
-        return result
 
     def check(self) -> list[str]:
         """Return a line for each leftover; end those that are processes."""
@@ -99,7 +101,7 @@ class Leftovers:
         give_up = monotonic() + GRACE
         while (left := added(self.before, self.inventory())) and monotonic() < give_up:
             time.sleep(0.01)
-        # A child's children become orphans by its death, and are found in the next round.
+        # A child's children become orphans when it dies, and are found in the next round.
         while new := [p for p in self.relatives() if ("process", p.pid) not in self.before]:
             for process in new:
                 with contextlib.suppress(ProcessLookupError, ChildProcessError):
@@ -110,10 +112,9 @@ class Leftovers:
         return garbage + list(left.values())
 
     def relatives(self) -> list[Process]:
-        """Return our children and the orphans below us, zombies among the former."""
-        members = family(self.pid, self.pipe)[1:]
-        below = {process.pid for process in members}
-        return [process for process in members if process.ppid not in below]
+        """Return our children, zombies too, and our orphans."""
+        members = family(self.pid, self.fd, self.pipe)[1:]
+        return [p for p in members if p.ppid not in {member.pid for member in members}]
 
     def inventory(self) -> Inventory:
         """Return all there is now that a test can leave behind."""
@@ -125,8 +126,7 @@ class Leftovers:
         for tid in map(int, os.listdir("/proc/self/task")):
             name = names.get(tid) or read(f"/proc/self/task/{tid}/comm").strip() + ", not Python's"
             found["thread", tid] = f"thread: {name} (tid {tid})"
-        names_there = glob.glob(f"{SHM}/*", include_hidden=True)
-        return found | {("name", path): f"name: {path}" for path in names_there}
+        return found | {("name", p): f"name: {p}" for p in glob(f"{SHM}/*", include_hidden=True)}
 
 
 def added(before: Inventory, after: Inventory) -> Inventory:

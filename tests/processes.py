@@ -16,6 +16,7 @@ class Process(NamedTuple):
     pid: int
     ppid: int
     state: str  # R, S, D, T, Z, as in ps
+    started: int  # clock ticks since boot
 
 
 def read(path: str) -> str:
@@ -48,33 +49,36 @@ def processes() -> list[Process]:
         # The name stands in parentheses and may hold spaces and parentheses itself.
         fields = read(f"/proc/{entry}/stat").rpartition(")")[2].split()
         if fields:
-            found.append(Process(int(entry), int(fields[1]), fields[0]))
+            found.append(Process(int(entry), int(fields[1]), fields[0], int(fields[19])))
     return found
 
 
-def family(root: int, fd: int) -> list[Process]:
+def family(root: int, fd: int, pipe: str) -> list[Process]:
     """Return a process, its orphaned descendants, and the descendants of both.
 
-    An orphan's parent is init, but it still has what it inherited: the pipe that is ``fd`` in
-    ``root``, under the same number. (One that exec'ed or closed it, and was then orphaned, is
+    An orphan's parent is init, but it still has what it inherited: the pipe that ``root`` opened
+    as ``fd``, under the same number. (One that exec'ed or closed it, and was then orphaned, is
     missed.) To adopt orphans with PR_SET_CHILD_SUBREAPER was rejected: tests would run in a world
     where init takes none, and every orphan that ended would stay as a zombie of ours.
+
+    Whom this names may be killed. So it does not rest on one condition: ``pipe`` is the link text
+    from when it was opened, whatever ``fd`` has become since, and no one is older than ``root``.
     """
     everyone = processes()
-    pipe = target(root, fd)
-    # Without the first condition a root that is gone would have every process as its heir.
-    heirs = {p.pid for p in everyone if pipe and target(p.pid, fd) == pipe} - {root}
-    orphans = [p for p in everyone if p.pid in heirs and p.ppid not in heirs | {root}]
-    members = [p for p in everyone if p.pid == root] + orphans
+    members = [p for p in everyone if p.pid == root]
+    younger = [p for p in everyone if members and p.started >= members[0].started]
+    pipe_is_one = pipe.startswith("pipe:[")
+    heirs = {p.pid for p in younger if pipe_is_one and target(p.pid, fd) == pipe} - {root}
+    members += [p for p in younger if p.pid in heirs and p.ppid not in heirs | {root}]
     for member in members:  # grows on the way
-        members += [p for p in everyone if p.ppid == member.pid and p not in members]
+        members += [p for p in younger if p.ppid == member.pid and p not in members]
     return members
 
 
 def facts(process: Process) -> str:
     """Say in one line what can be seen of a process from outside."""
-    pid, ppid, state = process
-    state = status(pid, pid).get("State", state)
+    pid, ppid = process.pid, process.ppid
+    state = status(pid, pid).get("State", process.state)
     cmdline = read(f"/proc/{pid}/cmdline").replace("\0", " ") or read(f"/proc/{pid}/comm")
     where = read(f"/proc/{pid}/wchan")
     return f"pid {pid}, parent {ppid}, state {state}, in kernel at {where}: {cmdline.strip()[:200]}"

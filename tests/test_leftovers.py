@@ -241,7 +241,7 @@ def test_a_forked_copy_of_pytest_checks_nothing(suite: pytest.Pytester) -> None:
         """
 def test_it():
     if child := os.fork():
-        os.waitpid(child, 0)
+        assert (child, 0) == os.waitpid(child, 0)
 
 def test_next():
     pass

@@ -11,6 +11,7 @@ import select
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -186,6 +187,28 @@ def test_it():
     result.stderr.fnmatch_lines(["--- pid *", "*in test_it"])
 
 
+def test_a_test_that_ends_after_its_limit_ends_the_run_as_well(suite: pytest.Pytester) -> None:
+    """Pytest never overtakes a watcher which has yet to kill it, and so never ends with 0."""
+    result = run(
+        suite,
+        """
+def wake(watcher):
+    time.sleep(0.5)
+    os.kill(watcher, signal.SIGCONT)
+
+@limit
+def test_it(pytestconfig):
+    watchdog = pytestconfig.pluginmanager.getplugin("the watchdog of this run")
+    os.kill(watchdog.watcher, signal.SIGSTOP)
+    fork(wake, watchdog.watcher)
+    time.sleep(0.31)
+""",
+    )
+
+    assert result.ret == -signal.SIGKILL
+    result.stderr.fnmatch_lines(["+++ watchdog: *.py::test_it is over its limit of 0.3 s: *"])
+
+
 def test_a_process_that_execed_is_named_and_killed(suite: pytest.Pytester) -> None:
     """It has no handler and no stack to show, but its command line says much."""
     result = run(
@@ -314,23 +337,43 @@ def test_pytest_keeps_to_one_thread() -> None:
     assert [str(os.getpid())] == os.listdir("/proc/self/task")
 
 
-def test_a_process_with_a_malicious_name_is_found() -> None:
-    """The name is free text in the middle of what the kernel says of a process."""
+@pytest.fixture
+def children() -> Iterator[tuple[int, int, int]]:
+    """Return two idle children, and the descriptor of a pipe which the first and we hold."""
     read_end, write_end = os.pipe()
-    child = os.fork()
-    if child == 0:
+    pids = [os.fork()]
+    if 0 not in pids:
+        pids += [os.fork()]
+    if 0 in pids:
         try:
             Path("/proc/self/comm").write_text(") S 1 ((x) Z")
-            os.close(write_end)
+            os.closerange(read_end if len(pids) > 1 else write_end, write_end + 1)
             signal.pause()
         finally:
             os._exit(1)
     os.close(write_end)
-    os.read(read_end, 1)  # ends when the child has its name
-
-    found = {process.pid: process.ppid for process in processes.family(os.getpid(), read_end)}
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
+    os.read(read_end, 1)  # ends when both have done so
+    yield pids[0], pids[1], read_end
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
     os.close(read_end)
 
-    assert os.getpid() == found[child]
+
+def test_a_process_with_a_malicious_name_is_found(children: tuple[int, int, int]) -> None:
+    """The name is free text in the middle of what the kernel says of a process."""
+    first, second, _ = children
+
+    found = {process.pid: process.ppid for process in processes.processes()}
+
+    assert [os.getpid()] * 2 == [found[first], found[second]]
+
+
+def test_a_family_has_no_strangers(children: tuple[int, int, int]) -> None:
+    """Whom it names may be killed: not an elder, nor who shares no more than a file, or nothing."""
+    first, _, pipe = children
+    claims = {10**6: "", 0: processes.target(first, 0), pipe: processes.target(first, pipe)}
+
+    found = [processes.family(first, fd, link) for fd, link in claims.items()]
+
+    assert [[first]] * 3 == [[process.pid for process in members] for members in found]

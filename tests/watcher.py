@@ -18,7 +18,7 @@ import sys
 import time
 from typing import Any
 
-from processes import facts, family, status
+from processes import Process, facts, family, status, target
 
 DUMP_SIGNAL = signal.SIGRTMAX - 1  # one that no test and no library is likely to take for itself
 DUMPS = 1  # the descriptor of the file that holds the dumps
@@ -56,7 +56,7 @@ def end_run(root: int, fd: int, nodeid: str, seconds: float) -> None:
     """Show the whole family, then kill it."""
     title = f"+++ watchdog: {nodeid} is over its limit of {seconds:g} s"
     try:
-        members = [process for process in family(root, fd) if process.pid != os.getpid()]
+        members = others(root, fd)
         say(f"\n{title}: the stacks of {len(members)} processes")
         # Stopped ones last, since they have to be woken and may then change what others do.
         for process in sorted(members, key=lambda process: process.state == "T"):
@@ -65,6 +65,12 @@ def end_run(root: int, fd: int, nodeid: str, seconds: float) -> None:
         say(f"\n{title}: the run is killed")
     finally:
         kill_family(root, fd)
+
+
+def others(root: int, fd: int) -> list[Process]:
+    """Return the family without ourselves; its pipe is the one that ends in our input."""
+    pipe = target(os.getpid(), 0)
+    return [process for process in family(root, fd, pipe) if process.pid != os.getpid()]
 
 
 def say(text: str) -> None:
@@ -113,11 +119,10 @@ def kill_family(root: int, fd: int) -> None:
     send(root, signal.SIGSTOP)
     give_up = time.monotonic() + KILL_TIME
     while time.monotonic() < give_up:
-        living = [process.pid for process in family(root, fd) if process.state not in "ZX"]
-        others = [pid for pid in living if pid not in (root, os.getpid())]
-        if not others:
+        living = [p.pid for p in others(root, fd) if p.pid != root and p.state not in "ZX"]
+        if not living:
             break
-        for pid in others:
+        for pid in living:
             send(pid, signal.SIGKILL)
         time.sleep(0.01)
     send(root, signal.SIGKILL)
