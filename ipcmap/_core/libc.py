@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import ctypes
 import os
+import time
 from typing import Any
 
 __all__ = [
     "PR_SET_PDEATHSIG",
     "IoVec",
+    "TimeSpec",
     "madvise",
     "mincore",
     "mlock",
@@ -34,6 +36,18 @@ class IoVec(ctypes.Structure):
     """``struct iovec``: where some bytes begin and how many they are."""
 
     _fields_ = (("base", ctypes.c_void_p), ("nbytes", ctypes.c_size_t))
+
+
+class TimeSpec(ctypes.Structure):
+    """``struct timespec``: a moment of the wall clock, where C asks for one."""
+
+    _fields_ = (("seconds", ctypes.c_long), ("nanoseconds", ctypes.c_long))
+
+    @classmethod
+    def after(cls, seconds: float) -> TimeSpec:
+        """Return the moment ``seconds`` from now."""
+        until = time.time() + seconds
+        return cls(int(until), int(until % 1 * 1e9))
 
 
 def _raise_on_minus_one(result: int, function: Any, arguments: tuple[Any, ...]) -> int:
