@@ -1,8 +1,9 @@
-"""Children made by plain fork, ended and reaped with their test."""
+"""Children made by plain fork, reaped with their test, and a seed that a failure shows."""
 
 from __future__ import annotations
 
 import os
+import random
 import signal
 import sys
 import traceback
@@ -34,6 +35,14 @@ class Child:
 
 
 Fork = Callable[..., Child]
+
+
+@pytest.fixture
+def seed() -> random.Random:
+    """A generator whose seed a failure shows."""
+    number = random.randrange(2**32)
+    print(f"seed={number}")
+    return random.Random(number)
 
 
 @pytest.fixture

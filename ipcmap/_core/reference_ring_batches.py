@@ -1,0 +1,177 @@
+"""Many records at once through the reference engine's ring: one section and one commit for all.
+
+The batch half of reference_ring, whose header names the fields and sync points. If a
+producer dies before R1, none of the batch existed; a consumer that dies after R2 takes
+its whole batch with it.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+
+from ipcmap._core import reference_parking as parking
+from ipcmap._core import ring_layout as at
+from ipcmap._core.reference_ring import PADDING_KIND, RingCore
+from ipcmap._core.reference_ring_waiting import CLOSED, DONE, FULL, LARGEST, Damaged, Stalled
+from ipcmap._core.reference_sections import Reentered, enter, trylock, unlock
+from ipcmap._deadline import Deadline
+
+__all__ = ["RingBatches"]
+
+
+class RingBatches(RingCore):
+    """A ring whose records also go in and come out by the batch."""
+
+    def put_many(
+        self, records: Sequence[bytes | memoryview], begin: int, deadline: Deadline
+    ) -> tuple[int, int]:
+        """Append records from ``begin`` on, as many as there is room for, in one commit.
+
+        Returns what came of it and the index of the first that did not go in. FULL
+        and CLOSED mean that none did.
+        """
+        words = self._words
+        lengths, done = list(map(len, records)), begin
+        held = self._producers_section
+        try:
+            if (answer := trylock(held)) and not enter(held, deadline, answer):  # X1
+                raise Stalled
+            if words[at.CLOSED]:
+                return CLOSED, begin
+            write_pos, puts = words[at.WRITE_POS], words[at.PUTS]
+            if words[at.NEXT_PUTS] != puts:
+                puts = self._settle(at.PUTS, at.NEXT_PUTS, at.WRITE_POS, at.NEXT_WRITE_POS)
+            seen = words[at.SEEN_READ_POS]
+            if seen > write_pos or write_pos & 7 or (write_pos | puts) > LARGEST:
+                raise Damaged(f"write_pos={write_pos}, seen_read_pos={seen}, puts={puts}")
+            full = seen + self.capacity
+            while done < len(records):
+                size = 8 + (lengths[done] + 7 & ~7)
+                index = write_pos & self._mask
+                to_end = self.capacity - index
+                if size > to_end:
+                    if write_pos + to_end + size > full:
+                        break
+                    number = (puts & at.NUMBER_MASK) << at.NUMBER_SHIFT
+                    words[at.FIRST_RECORD + (index >> 3)] = number | PADDING_KIND | to_end - 8
+                    write_pos += to_end
+                    continue
+                most = min(to_end, full - write_pos) // size
+                if most < 1:
+                    break
+                count = self._write_run(records, lengths, done, most, index, puts)
+                write_pos += count * size
+                puts += count
+                done += count
+            if done == begin:
+                return FULL, begin
+            words[at.NEXT_WRITE_POS] = write_pos
+            words[at.NEXT_PUTS] = puts
+            words[at.WRITE_POS] = write_pos  # R1 publish
+            words[at.PUTS] = puts
+            sleepers = words[at.CONSUMERS_SLEEPING]  # P5 look
+        except Reentered:
+            held = 0
+            raise
+        finally:
+            if held:
+                unlock(held)  # X2
+        if sleepers:
+            parking.wake(self._consumers_parking)  # P6 post
+        return DONE, done
+
+    def _write_run(
+        self,
+        records: Sequence[bytes | memoryview],
+        lengths: list[int],
+        done: int,
+        most: int,
+        index: int,
+        puts: int,
+    ) -> int:
+        """Write records of one length side by side, ``most`` at most; return how many.
+
+        A join places their bytes and one strided store their headers, which costs a
+        tenth of a loop over them.
+        """
+        length = lengths[done]
+        number = puts & at.NUMBER_MASK
+        most = min(most, len(lengths) - done, at.NUMBER_MASK + 1 - number)
+        count = _leading(lengths[done : done + most], length)
+        size = 8 + (length + 7 & ~7)
+        data = bytes(size - length).join(records[done : done + count])
+        begin = at.RECORDS + 8 + index
+        self._memory[begin : begin + len(data)] = data
+        first = at.FIRST_RECORD + (index >> 3)
+        headers = _headers(number, length, count)
+        self._words[first : first + count * (size >> 3) : size >> 3] = headers
+        return count
+
+    def get_many(self, most: int, deadline: Deadline) -> list[bytes]:
+        """Take the oldest records, ``most`` at most, in one commit; none if none was seen."""
+        words = self._words
+        taken: list[bytes] = []
+        held = self._consumers_section
+        try:
+            if (answer := trylock(held)) and not enter(held, deadline, answer):  # X1
+                raise Stalled
+            read_pos, gets, seen = words[at.READ_POS], words[at.GETS], words[at.SEEN_WRITE_POS]
+            if words[at.NEXT_GETS] != gets:
+                gets = self._settle(at.GETS, at.NEXT_GETS, at.READ_POS, at.NEXT_READ_POS)
+            while read_pos != seen and len(taken) < most:
+                read_pos = self._read_run(read_pos, seen, gets, most, taken)
+            if not taken:
+                return taken
+            words[at.NEXT_READ_POS] = read_pos
+            words[at.NEXT_GETS] = gets = gets + len(taken)
+            words[at.READ_POS] = read_pos  # R2 consume
+            words[at.GETS] = gets
+            sleepers = words[at.PRODUCERS_SLEEPING]  # P5 look
+        except Reentered:
+            held = 0
+            raise
+        finally:
+            if held:
+                unlock(held)  # X2
+        if sleepers:
+            parking.wake(self._producers_parking)  # P6 post
+        if read_pos != seen and words[at.CONSUMERS_SLEEPING]:
+            parking.wake(self._consumers_parking)  # what is left behind is for the next
+        return taken
+
+    def _read_run(self, read_pos: int, seen: int, gets: int, most: int, taken: list[bytes]) -> int:
+        """Add to ``taken`` records of one length that lie side by side; return where they end."""
+        gets += len(taken)
+        begin, length, after = self._record(read_pos, seen, gets)
+        size = 8 + (length + 7 & ~7)
+        index, number = begin - 8 - at.RECORDS, gets & at.NUMBER_MASK
+        to_end = self.capacity - index
+        most = min(most - len(taken), to_end // size, (seen - after) // size + 1)
+        most = min(most, at.NUMBER_MASK + 1 - number)
+        first = at.FIRST_RECORD + (index >> 3)
+        headers = self._words[first : first + most * (size >> 3) : size >> 3].tolist()
+        expected = _headers(number, length, most).tolist()
+        count = most if headers == expected else _common(headers, expected)
+        data = bytes(self._memory[begin : begin + count * size - 8])
+        taken += [data[offset : offset + length] for offset in range(0, count * size, size)]
+        return after + (count - 1) * size
+
+
+def _headers(number: int, length: int, count: int) -> array[int]:
+    """Return the headers of ``count`` records of one length, numbered from ``number``."""
+    first = number << at.NUMBER_SHIFT | length
+    return array("Q", range(first, first + (count << at.NUMBER_SHIFT), 1 << at.NUMBER_SHIFT))
+
+
+def _leading(lengths: list[int], length: int) -> int:
+    """Count how many of the lengths, from the first on, are ``length``."""
+    if lengths.count(length) == len(lengths):
+        return len(lengths)
+    return next(number for number, other in enumerate(lengths) if other != length)
+
+
+def _common(headers: list[int], expected: list[int]) -> int:
+    """Count how many headers, from the first on, are as expected."""
+    pairs = enumerate(zip(headers, expected, strict=True))
+    return next(number for number, (header, other) in pairs if header != other)

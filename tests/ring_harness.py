@@ -1,0 +1,117 @@
+"""A ring of the reference engine with the loop around its attempts, and a trap for its stores."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from typing import Any
+
+from ipcmap import Mapping
+from ipcmap._core import reference_ring as engine
+from ipcmap._core.reference_ring_batches import RingBatches
+from ipcmap._core.reference_ring_waiting import CLOSED, EMPTY, FULL
+from ipcmap._deadline import Deadline
+
+CAPACITY = 256
+
+
+class Closed(Exception):
+    """The ring is closed, and for a consumer empty."""
+
+
+class Ring(RingBatches):
+    """A ring in a mapping of its own, with the loop around an attempt."""
+
+    def __init__(self, capacity: int = CAPACITY) -> None:
+        self.mapping = Mapping.anonymous(engine.nbytes(capacity))
+        memory = self.mapping.view()
+        engine.initialise(memory, self.mapping.address, capacity)
+        super().__init__(memory, self.mapping.address)
+
+    def push(self, data: bytes, timeout: float | None = None) -> bool:
+        """Put, waiting for room; False = none within ``timeout``."""
+        deadline = Deadline(timeout)
+        while outcome := self.put(data, deadline):
+            if outcome == FULL:
+                outcome = self.wait(self.producers, deadline)
+            if outcome == CLOSED:
+                raise Closed
+            if outcome == EMPTY and not deadline.remaining():
+                return False
+        return True
+
+    def pull(self, timeout: float | None = None) -> bytes | None:
+        """Get, waiting for a record; None = none within ``timeout``."""
+        deadline = Deadline(timeout)
+        while True:
+            record = self.get(deadline)
+            if isinstance(record, bytes):
+                return record
+            outcome = self.wait(self.consumers, deadline)
+            if outcome == CLOSED:
+                raise Closed
+            if outcome == EMPTY and not deadline.remaining():
+                return None
+
+    def push_many(self, records: list[bytes], timeout: float | None = None) -> int:
+        """Put them all, waiting for room; return how many went in within ``timeout``."""
+        deadline, done = Deadline(timeout), 0
+        while done < len(records):
+            outcome, done = self.put_many(records, done, deadline)
+            if outcome == FULL:
+                outcome = self.wait(self.producers, deadline)
+            if outcome == CLOSED:
+                raise Closed
+            if outcome == EMPTY and not deadline.remaining():
+                break
+        return done
+
+    def pull_many(self, most: int) -> list[bytes]:
+        """Get what is there, waiting for the first."""
+        deadline = Deadline(None)
+        while not (taken := self.get_many(most, deadline)):
+            if self.wait(self.consumers, deadline) == CLOSED:
+                raise Closed
+        return taken
+
+    def drain(self) -> list[bytes]:
+        """Take all that is there."""
+        return list(iter(lambda: self.pull(0), None))
+
+    def backlog(self) -> int:
+        """Count the records that were put and not taken."""
+        gets, puts = self.counts()
+        return puts - gets
+
+
+class Trap:
+    """Memory that does something at one of its stores: ``before`` or after it."""
+
+    def __init__(
+        self, memory: memoryview, store: int, before: bool, act: Callable[[], object]
+    ) -> None:
+        self.memory, self.left, self.before, self.act = memory, store, before, act
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.memory[index]
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        self.left -= 1
+        if self.left == 0 and self.before:
+            self.act()
+        self.memory[index] = value
+        if self.left == 0 and not self.before:
+            self.act()
+
+
+def set_trap(ring: Ring, store: int, before: bool, act: Callable[[], object]) -> Trap:
+    """Act at the n-th store of a word from here on."""
+    trap = Trap(ring._words, store, before, act)
+    ring._words = trap  # type: ignore[assignment]
+    return trap
+
+
+def die() -> None:
+    """End this process as an out-of-memory killer would."""
+    os.kill(os.getpid(), signal.SIGKILL)

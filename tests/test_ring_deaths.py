@@ -1,0 +1,279 @@
+"""The reference engine's ring when processes die, stop, or are interrupted."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+from collections.abc import Callable
+from functools import partial
+from types import FrameType
+from typing import TypeVar
+
+import pytest
+
+from children import Fork
+from ipcmap import Mapping
+from ipcmap._core import reference_sections as sections
+from ipcmap._core import ring_layout as at
+from ipcmap._core.reference_ring_waiting import Stalled
+from ipcmap._deadline import Deadline
+from ring_harness import Ring, die, set_trap
+
+Result = TypeVar("Result")
+
+
+@pytest.mark.parametrize("before", [True, False])
+@pytest.mark.parametrize("store", range(1, 7))
+@pytest.mark.parametrize("wrap", [True, False])
+def test_a_producer_killed_at_any_store_of_put(
+    store: int, before: bool, wrap: bool, fork: Fork
+) -> None:
+    """From the store of write_pos on the record is delivered; before it, it never existed."""
+    ring = Ring()
+    for _ in range(27 if wrap else 2):  # 27 * 8: the next needs padding
+        ring.push(b"", 0)
+        ring.pull(0)
+    ring.push(b"old", 0)
+    ring.wait(ring.producers, Deadline(0))  # the look at read_pos is not of the put
+
+    def put() -> None:
+        set_trap(ring, store, before, die)
+        ring.push(b"n" * 40, 0)
+
+    died = fork(put).wait() == -signal.SIGKILL
+    assert died is (store <= (6 if wrap else 5))
+
+    publish = 5 if wrap else 4
+    committed = store > publish or (store == publish and not before)
+    ring.push(b"later", 0)
+    expected = [b"old", *([b"n" * 40] if committed else []), b"later"]
+    assert ring.backlog() == len(expected)
+    assert ring.drain() == expected
+    assert ring.backlog() == 0
+
+
+@pytest.mark.parametrize("before", [True, False])
+@pytest.mark.parametrize("store", range(1, 5))
+def test_a_consumer_killed_at_any_store_of_get(store: int, before: bool, fork: Fork) -> None:
+    """From the store of read_pos on its one record is in doubt; before it, the next one has it."""
+    ring = Ring()
+    for record in (b"first", b"second", b"third"):
+        ring.push(record, 0)
+    ring.wait(ring.consumers, Deadline(0))  # the look at write_pos is not of the get
+
+    def get() -> None:
+        set_trap(ring, store, before, die)
+        ring.pull(0)
+
+    assert fork(get).wait() == -signal.SIGKILL
+
+    consumed = store > 3 or (store == 3 and not before)
+    expected = [b"second", b"third"] if consumed else [b"first", b"second", b"third"]
+    assert ring.backlog() == len(expected)
+    assert ring.drain() == expected
+    assert ring.push(b"on", 0)
+    assert ring.drain() == [b"on"]
+
+
+@pytest.mark.parametrize("before", [True, False])
+@pytest.mark.parametrize("side", ["consumers", "producers"])
+def test_a_waiter_killed_while_it_announces_or_sleeps_harms_nobody(
+    side: str, before: bool, fork: Fork
+) -> None:
+    """The sleepers it leaves counted cost a look, and no record."""
+    ring = Ring(64)
+    if side == "producers":
+        while ring.push(b"full", 0):
+            pass
+
+    def wait() -> None:
+        set_trap(ring, 1, before, die)
+        if side == "consumers":
+            ring.pull()
+        else:
+            ring.push(b"never")
+
+    assert fork(wait).wait() == -signal.SIGKILL
+    filled = ring.drain()
+    assert set(filled) <= {b"full"}
+
+    for number in range(50):
+        assert ring.push(b"%d" % number, 0)
+        assert ring.pull(0) == b"%d" % number
+
+
+def test_a_record_reaches_a_live_sleeper_when_the_one_woken_is_killed(fork: Fork) -> None:
+    """The token died with it; the other wakes at the end of its slice and takes the record."""
+    ring, results = Ring(), Ring()
+
+    def asleep(count: int) -> None:
+        while ring._words[at.CONSUMERS_SLEEPING] < count:
+            os.sched_yield()
+
+    victim = fork(ring.pull)
+    asleep(1)
+    os.kill(victim.pid, signal.SIGSTOP)
+    os.waitpid(victim.pid, os.WUNTRACED)
+    other = fork(lambda: results.push(ring.pull() or b""))
+    asleep(2)
+    ring.push(b"kept")
+    victim.kill()
+
+    assert results.pull(30) == b"kept"
+    assert other.wait() == 0
+
+
+def test_others_go_on_while_a_consumer_is_stopped(fork: Fork) -> None:
+    """A reader that is stopped outside of a section holds up nobody, and wakes to the rest."""
+    ring, count = Ring(), 100
+
+    stopped = fork(ring.pull)
+    while not ring._words[at.CONSUMERS_SLEEPING]:
+        os.sched_yield()
+    os.kill(stopped.pid, signal.SIGSTOP)
+    os.waitpid(stopped.pid, os.WUNTRACED)
+    for number in range(count):
+        assert ring.push(b"%d" % number, 30)
+        assert ring.pull(30) == b"%d" % number
+
+    os.kill(stopped.pid, signal.SIGCONT)
+    ring.push(b"for you")
+    assert stopped.wait() == 0
+    assert ring.drain() == []
+
+
+def test_a_timeout_ends_a_call_while_a_section_is_held_by_one_who_is_stopped(fork: Fork) -> None:
+    """Nothing is taken from the living, and nobody waits for ever for them."""
+    ring = Ring()
+
+    def put() -> None:
+        set_trap(ring, 1, True, lambda: os.kill(os.getpid(), signal.SIGSTOP))
+        ring.push(b"slow", 0)
+
+    child = fork(put)
+    os.waitpid(child.pid, os.WUNTRACED)
+
+    with pytest.raises(Stalled):
+        ring.push(b"mine", 0.3)
+    os.kill(child.pid, signal.SIGCONT)
+    assert child.wait() == 0
+    assert ring.push(b"mine", 30)
+    assert ring.drain() == [b"slow", b"mine"]
+
+
+def test_a_storm_of_kills_loses_no_committed_record(seed: random.Random, fork: Fork) -> None:
+    """Producers and consumers killed at random: every record is accounted for.
+
+    What a producer noted as put is delivered once, unless it was in the hands of a
+    consumer that was killed; nothing is delivered twice, and nothing out of order.
+    """
+    rounds, ring = 60, Ring(1024)
+    notes = Mapping.anonymous(8 * rounds)
+    noted = notes.view().cast("Q")
+    seen = Mapping.anonymous(8 * 2)
+    taken = seen.view().cast("Q")
+    log = Ring(1 << 20)
+    lost_at_most = 0
+
+    def produce(name: int) -> None:
+        for number in range(1 << 20):
+            ring.push(b"%d %d" % (name, number))
+            noted[name] = number + 1
+
+    def consume() -> None:
+        while True:
+            record = ring.pull()
+            taken[0] += 1
+            log.push(record or b"")
+
+    for name in range(rounds):
+        children = [fork(produce, name), fork(consume)]
+        until = taken[0] + seed.randrange(1, 60)
+        while taken[0] < until:
+            os.sched_yield()
+        seed.shuffle(children)
+        for child in children:
+            child.kill()
+        lost_at_most += 1
+
+    received = [tuple(map(int, record.split())) for record in log.drain()]
+    received += [tuple(map(int, record.split())) for record in ring.drain()]
+    lost = 0
+    for name in range(rounds):
+        numbers = [number for giver, number in received if giver == name]
+        assert numbers == sorted(set(numbers)), "each once, in order"
+        assert len(numbers) <= noted[name] + 1, "at most the one put that did not return"
+        lost += noted[name] - len([number for number in numbers if number < noted[name]])
+    assert 0 <= lost <= lost_at_most
+    assert ring.backlog() == 0
+
+
+def test_handlers_that_raise_in_put_and_get_break_nothing(seed: random.Random) -> None:
+    """What returned is in the ring; a call that raised may have put its record, or taken one."""
+
+    class Raised(Exception):
+        pass
+
+    armed: list[bool] = []
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if armed:
+            armed.clear()
+            raise Raised
+
+    def attempt(call: Callable[[], Result]) -> Result | None:
+        """Call, and have the handler raise once at some moment in it; None = it did."""
+        try:
+            armed.append(True)
+            signal.setitimer(signal.ITIMER_REAL, seed.uniform(1e-6, 5e-5))
+            result = call()
+            armed.clear()
+        except Raised:
+            return None
+        return result
+
+    ring, put, received = Ring(4096), set[bytes](), list[bytes]()
+    doubtful_puts, doubtful_gets = set[bytes](), 0
+    previous = signal.signal(signal.SIGALRM, handle)
+    try:
+        for number in range(3000):
+            record = b"%d" % number
+            sure = attempt(partial(ring.push, record, 0))
+            (put if sure else doubtful_puts).add(record)
+            taken = attempt(lambda: [ring.pull(0)])
+            if taken is None:
+                doubtful_gets += 1
+            elif taken[0] is not None:
+                received.append(taken[0])
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+
+    received += ring.drain()
+    assert len(doubtful_puts) > 100
+    assert doubtful_gets > 100
+    assert len(set(received)) == len(received)
+    assert received == sorted(received, key=int)
+    assert set(received) <= put | doubtful_puts
+    assert len(put - set(received)) <= doubtful_gets
+    assert ring.backlog() == 0
+    assert [sections.unlock(s) for s in (ring.producers.section, ring.consumers.section)] == [1, 1]
+
+
+def test_a_handler_that_uses_the_ring_it_interrupts_gets_an_error() -> None:
+    """The change it broke into goes on to its end, undisturbed."""
+    ring = Ring()
+    refused = []
+
+    def reenter() -> None:
+        with pytest.raises(sections.Reentered):
+            ring.push(b"inner", 0)
+        refused.append(True)
+
+    trap = set_trap(ring, 3, True, reenter)
+    assert ring.push(b"outer", 0)
+    ring._words = trap.memory
+
+    assert refused == [True]
+    assert ring.drain() == [b"outer"]
