@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from importlib import metadata
@@ -21,6 +22,17 @@ def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
         text=True,
         check=False,
     )
+
+
+def test_the_example_of_the_readme_prints_what_it_says() -> None:
+    """Four children, a thousand additions each, none lost."""
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    _, example, *_ = re.split(r"^```(?:python)?$", readme, flags=re.MULTILINE)
+
+    result = run(example)
+
+    assert result.stderr == ""
+    assert result.stdout == "4000\n"
 
 
 def test_the_installed_package_is_under_test() -> None:

@@ -162,13 +162,18 @@ def test_a_timeout_ends_a_call_while_a_section_is_held_by_one_who_is_stopped(for
     assert ring.drain() == [b"slow", b"mine"]
 
 
-def test_a_storm_of_kills_loses_no_committed_record(seed: random.Random, fork: Fork) -> None:
+@pytest.mark.parametrize(
+    "rounds", [60, pytest.param(2000, marks=[pytest.mark.stress, pytest.mark.timeout(1200)])]
+)
+def test_a_storm_of_kills_loses_no_committed_record(
+    rounds: int, seed: random.Random, fork: Fork
+) -> None:
     """Producers and consumers killed at random: every record is accounted for.
 
     What a producer noted as put is delivered once, unless it was in the hands of a
     consumer that was killed; nothing is delivered twice, and nothing out of order.
     """
-    rounds, ring = 60, Ring(1024)
+    ring = Ring(1024)
     notes = Mapping.anonymous(8 * rounds)
     noted = notes.view().cast("Q")
     seen = Mapping.anonymous(8 * 2)
