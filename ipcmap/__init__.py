@@ -14,7 +14,16 @@ if sys.platform != "linux" or sys.maxsize < 2**63 - 1:
     )
 
 from ipcmap._core import Semaphore, backend
-from ipcmap.errors import BrokenError, BusyError, ClosedError, IpcmapError
+from ipcmap.errors import (
+    BrokenError,
+    BusyError,
+    ClosedError,
+    CorruptError,
+    FamilyFull,
+    ForeignNamespace,
+    IpcmapError,
+)
+from ipcmap.family import ExitRecord
 from ipcmap.mapping import PAGE_SIZE, Mapping
 
 __all__ = [
@@ -22,6 +31,10 @@ __all__ = [
     "BrokenError",
     "BusyError",
     "ClosedError",
+    "CorruptError",
+    "ExitRecord",
+    "FamilyFull",
+    "ForeignNamespace",
     "IpcmapError",
     "Mapping",
     "Semaphore",

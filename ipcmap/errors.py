@@ -10,7 +10,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-__all__ = ["BrokenError", "BusyError", "ClosedError", "IpcmapError"]
+__all__ = [
+    "BrokenError",
+    "BusyError",
+    "ClosedError",
+    "CorruptError",
+    "FamilyFull",
+    "ForeignNamespace",
+    "IpcmapError",
+]
 
 
 class IpcmapError(Exception):
@@ -42,4 +50,23 @@ class BusyError(IpcmapError, BufferError):
 
     Also a :class:`BufferError`, which is what ``mmap`` and ``bytearray`` raise
     while a view of theirs is alive.
+    """
+
+
+class CorruptError(IpcmapError, RuntimeError):
+    """Shared bookkeeping holds values that no ipcmap code writes.
+
+    Something wrote past the end of its view, or another program scribbled on
+    the region. What lies behind the damaged value is not touched.
+    """
+
+
+class FamilyFull(IpcmapError, RuntimeError):
+    """As many processes live as the family was created for."""
+
+
+class ForeignNamespace(IpcmapError, RuntimeError):
+    """This process counts pids, or time since boot, differently from the family.
+
+    It could not tell the living from the dead, nor they it.
     """

@@ -1,0 +1,195 @@
+"""The family: every process that shares a region, and who of them died of what.
+
+The public face of the table of process slots (``_core``). A process becomes a
+member by itself, the first time that anything of the family needs to know who
+it is; children made by any kind of fork are members of their own, and a program
+started by exec is none.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from ipcmap._core import slot_layout
+from ipcmap._core.reference_slots import SlotTable
+
+if TYPE_CHECKING:
+    from ipcmap._core.death_log import LoggedDeath
+    from ipcmap._core.reference_slots import Step
+
+__all__ = ["ExitRecord", "Family", "Member"]
+
+_CAUSES: dict[int, Literal["unknown", "exited", "killed", "exec"]] = {
+    slot_layout.UNKNOWN: "unknown",
+    slot_layout.EXITED: "exited",
+    slot_layout.KILLED: "killed",
+    slot_layout.EXECED: "exec",
+}
+
+
+@dataclass(frozen=True)
+class ExitRecord:
+    """How a process of the family ended.
+
+    Attributes:
+        pid: Its pid.
+        exitcode: As in :mod:`multiprocessing`: the code it exited with, or minus
+            the signal that ended it; ``None`` where nobody knows.
+        signal: The signal that ended it, else ``None``.
+        exception: The exception that ended it, if it left word.
+        traceback: The traceback that goes with it.
+        cause: ``"exited"``, ``"killed"``, ``"exec"`` (it lives on as another
+            program), or ``"unknown"`` where its parent reaped it first.
+        seen_at: When it was found dead, in seconds since the epoch.
+    """
+
+    pid: int
+    exitcode: int | None
+    signal: int | None
+    exception: str | None = None
+    traceback: str | None = None
+    cause: Literal["unknown", "exited", "killed", "exec"] = "unknown"
+    seen_at: float = 0.0
+
+
+@dataclass(frozen=True)
+class Member:
+    """One process of the family, as it was at a moment.
+
+    Attributes:
+        pid: Its pid.
+        slot: Its slot, 1 and up.
+        generation: How many processes had the slot before.
+        dying: Whether it was found dead and its things are being released.
+        claimed_at: When it became a member, in seconds since the epoch.
+        waits_for: What it said it waits for, 0 = nothing.
+        holds: What it said it holds, 0 = nothing.
+        task: What it said it works on, 0 = nothing.
+        puts: How many puts it counted.
+        gets: How many gets it counted.
+        waits: How many waits it counted.
+        recoveries: How many repairs after a death it counted.
+    """
+
+    pid: int
+    slot: int
+    generation: int
+    dying: bool
+    claimed_at: float
+    waits_for: int
+    holds: int
+    task: int
+    puts: int
+    gets: int
+    waits: int
+    recoveries: int
+
+
+class Family:
+    """The processes that share a range of memory.
+
+    Args:
+        words: :meth:`nbytes` zeroed bytes of shared memory, cast to ``"Q"``.
+        address: Where they begin.
+        section: Where an initialised section begins that guards them alone.
+        max_processes: How many can be members at a time.
+
+    Raises:
+        ValueError: ``max_processes`` is out of range, or the memory too short for it.
+
+    Example:
+        >>> import os
+        >>> from ipcmap import Mapping
+        >>> from ipcmap._core import reference_sections as sections
+        >>> region = Mapping.anonymous(sections.NBYTES + Family.nbytes(16))
+        >>> sections.initialise(region.address)
+        >>> words = region.view(sections.NBYTES).cast("Q")
+        >>> family = Family(words, region.address + sections.NBYTES, region.address, 16)
+        >>> pid = os.fork()
+        >>> if pid == 0:
+        ...     _ = family.slot()
+        ...     os._exit(3)
+        >>> _ = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        >>> family.sweep()
+        1
+        >>> [(record.pid == pid, record.exitcode) for record in family.deaths()]
+        [(True, 3)]
+        >>> _ = os.waitpid(pid, 0)
+    """
+
+    __slots__ = ("_max_processes", "_table", "generation", "note", "slot", "sweep")
+
+    def __init__(self, words: memoryview, address: int, section: int, max_processes: int) -> None:
+        if len(words) * words.itemsize < self.nbytes(max_processes):
+            raise ValueError(
+                f"memory is too short for the family: nbytes={len(words) * words.itemsize}, "
+                f"max_processes={max_processes}; give it Family.nbytes(max_processes) = "
+                f"{self.nbytes(max_processes)} bytes"
+            )
+        self._table = table = SlotTable(words, address, section, max_processes)
+        self._max_processes = max_processes
+        # The table's own methods: no frame between a caller and its slot.
+        self.slot, self.generation, self.note = table.slot, table.generation, table.note
+        self.sweep = table.sweep
+
+    @staticmethod
+    def nbytes(max_processes: int) -> int:
+        """Return how much memory a family needs, in bytes.
+
+        Raises:
+            ValueError: ``max_processes`` is out of range.
+        """
+        if not 1 <= max_processes <= slot_layout.MAX_PROCESSES:
+            raise ValueError(
+                f"max_processes must be 1 to {slot_layout.MAX_PROCESSES}: "
+                f"max_processes={max_processes}"
+            )
+        return slot_layout.nbytes(max_processes)
+
+    @property
+    def max_processes(self) -> int:
+        """How many processes can be members at a time."""
+        return self._max_processes
+
+    def on_death(self, step: Step) -> None:
+        """Have a sweep of this process, and of its later children, call ``step(slot, generation)``.
+
+        It is called at least once for each dead member, maybe by two processes at a
+        time, in the order of registration and before the slot has another owner. It
+        must compare the generation, be idempotent, and not ask for its own slot.
+        """
+        self._table.steps = (*self._table.steps, step)
+
+    def members(self) -> list[Member]:
+        """Return who is of the family now; stale as soon as it is read."""
+        return [
+            Member(
+                slot.pid,
+                slot.number,
+                slot.generation,
+                slot.state == slot_layout.DYING,
+                slot.claimed_at / 1e9,
+                *slot.notes,
+            )
+            for slot in self._table.members()
+        ]
+
+    def deaths(self) -> list[ExitRecord]:
+        """Return who was found dead so far, oldest first; of very many, the last 1024."""
+        return [_exit_record(death) for death in self._table.deaths()]
+
+
+def _exit_record(death: LoggedDeath) -> ExitRecord:
+    exitcode = signal = None
+    if death.cause == slot_layout.EXITED:
+        exitcode = death.status
+    elif death.cause == slot_layout.KILLED:
+        exitcode, signal = -death.status, death.status
+    return ExitRecord(
+        death.pid,
+        exitcode,
+        signal,
+        cause=_CAUSES[death.cause],
+        seen_at=death.seen_at / 1e9,
+    )
