@@ -14,7 +14,9 @@ if sys.platform != "linux" or sys.maxsize < 2**63 - 1:
     )
 
 from ipcmap._core import Semaphore, backend
+from ipcmap.arena import Arena, ArenaStatistics, Block, ClassStatistics, default_arena
 from ipcmap.errors import (
+    ArenaFull,
     BrokenError,
     BusyError,
     ClosedError,
@@ -22,14 +24,21 @@ from ipcmap.errors import (
     FamilyFull,
     ForeignNamespace,
     IpcmapError,
+    NotInherited,
+    StaleHandle,
 )
 from ipcmap.family import ExitRecord
 from ipcmap.mapping import PAGE_SIZE, Mapping
 
 __all__ = [
     "PAGE_SIZE",
+    "Arena",
+    "ArenaFull",
+    "ArenaStatistics",
+    "Block",
     "BrokenError",
     "BusyError",
+    "ClassStatistics",
     "ClosedError",
     "CorruptError",
     "ExitRecord",
@@ -37,9 +46,12 @@ __all__ = [
     "ForeignNamespace",
     "IpcmapError",
     "Mapping",
+    "NotInherited",
     "Semaphore",
+    "StaleHandle",
     "__version__",
     "backend",
+    "default_arena",
 ]
 
 __version__ = "0.1.0"

@@ -1,8 +1,8 @@
 """What can go wrong, by who caused it.
 
-Closed by you, broken by another process, busy by misuse: three classes, so that
-a caller can tell them apart without reading the message. A message states the
-rule, then the facts, then the way out.
+Closed by you, broken by another process, busy by misuse, and so on: a class each,
+so that a caller can tell them apart without reading the message. A message states
+the rule, then the facts, then the way out.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 __all__ = [
+    "ArenaFull",
     "BrokenError",
     "BusyError",
     "ClosedError",
@@ -18,6 +19,8 @@ __all__ = [
     "FamilyFull",
     "ForeignNamespace",
     "IpcmapError",
+    "NotInherited",
+    "StaleHandle",
 ]
 
 
@@ -53,11 +56,25 @@ class BusyError(IpcmapError, BufferError):
     """
 
 
-class CorruptError(IpcmapError, RuntimeError):
-    """Shared bookkeeping holds values that no ipcmap code writes.
+class CorruptError(IpcmapError):
+    """Shared bookkeeping makes no sense: something wrote where it should not.
 
-    Something wrote past the end of its view, or another program scribbled on
-    the region. What lies behind the damaged value is not touched.
+    Raised in place of a crash, or of an answer made up from damaged figures.
+    """
+
+
+class StaleHandle(IpcmapError):
+    """The handle's block was freed, and may have a new owner by now."""
+
+
+class NotInherited(IpcmapError):
+    """The object lives in an arena that this process did not inherit by fork."""
+
+
+class ArenaFull(IpcmapError, MemoryError):
+    """The arena hands out no more: its limit, or its addresses, are used up.
+
+    Also a :class:`MemoryError`.
     """
 
 

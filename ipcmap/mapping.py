@@ -23,15 +23,13 @@ from types import TracebackType
 from typing import TYPE_CHECKING, NoReturn, SupportsIndex, overload
 
 from ipcmap.errors import BusyError
-from ipcmap.pages import HUGETLB, PAGE_SIZE, PageFault, Pages, byte_count, map_pages
+from ipcmap.pages import HUGETLB, NORESERVE, PAGE_SIZE, PageFault, Pages, byte_count, map_pages
 from ipcmap.paging import Advice, FlushMode, PagedMemory
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
 __all__ = ["PAGE_SIZE", "Advice", "FlushMode", "Mapping"]
-
-_NORESERVE = 0x4000  # MAP_NORESERVE, which older mmap modules do not name
 
 
 class Mapping(PagedMemory):
@@ -93,7 +91,7 @@ class Mapping(PagedMemory):
             OSError: The kernel has no room for it (``ENOMEM``).
         """
         nbytes = _positive(nbytes)
-        flags = mmap.MAP_SHARED | mmap.MAP_ANONYMOUS | (_NORESERVE if reserve else 0)
+        flags = mmap.MAP_SHARED | mmap.MAP_ANONYMOUS | (NORESERVE if reserve else 0)
         protection = mmap.PROT_READ | mmap.PROT_WRITE
         name = f"anonymous, {nbytes} bytes"
         # Without a reservation an empty pool would be a SIGBUS at the first touch.

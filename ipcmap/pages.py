@@ -11,6 +11,7 @@ process shortened, or on a disk that is full.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import mmap
@@ -25,17 +26,20 @@ from ipcmap._core import libc
 
 __all__ = [
     "HUGETLB",
+    "NORESERVE",
     "PAGE_SIZE",
     "PageFault",
     "Pages",
     "byte_count",
     "huge_page_size",
     "map_pages",
+    "reserve_pages",
 ]
 
 PAGE_SIZE = mmap.PAGESIZE  # bytes
 
 HUGETLB = 0x40000  # MAP_HUGETLB, which the mmap module does not name
+NORESERVE = 0x4000  # MAP_NORESERVE, which older mmap modules do not name
 
 
 class PageFault(Exception):
@@ -135,6 +139,30 @@ def map_pages(nbytes: int, protection: int, flags: int, fd: int = -1, offset: in
             "the kernel may promise (reserve=True asks for none)",
         ) from None
     return Pages(address, nbytes, mapped_nbytes)
+
+
+def reserve_pages(nbytes: int, least: int) -> Pages:
+    """Map shared addresses without a promise of memory; where they are too many, half of them.
+
+    And so on down to ``least``, below which it is the ``OSError`` of :func:`map_pages`.
+    The pages are left out of core dumps, which would allocate all of them, and are
+    never joined to huge ones, since a touch of one byte would cost 2 MiB.
+    """
+    while True:
+        nbytes = -(-nbytes // PAGE_SIZE) * PAGE_SIZE
+        flags = mmap.MAP_SHARED | mmap.MAP_ANONYMOUS | NORESERVE
+        try:
+            pages = map_pages(nbytes, mmap.PROT_READ | mmap.PROT_WRITE, flags)
+        except OSError as error:
+            if error.errno != errno.ENOMEM or nbytes <= least:
+                raise
+            nbytes = max(nbytes // 2, least)
+            continue
+        for advice in (mmap.MADV_DONTDUMP, mmap.MADV_NOHUGEPAGE):
+            # A kernel without huge pages knows no advice about them.
+            with contextlib.suppress(OSError):
+                libc.madvise(pages.address, nbytes, advice)
+        return pages
 
 
 def byte_count(name: str, value: SupportsIndex) -> int:

@@ -1,0 +1,399 @@
+"""Allocator of the reference engine: one block is one cell, and one tag word owns it.
+
+Shared fields (places: layout.py)           written by            guard
+  tag      word of each cell                whoever changes it    the section
+  length   word of each cell: bytes         who takes the cell    the section, before its tag
+  high_water   no cell from here on was used    allocate          the section; only grows
+  cursor   where to look next               allocate and free     the section; a hint
+  used, used_nbytes   of a class            allocate and free     the section, under the journal
+  bytes in use   of all classes             allocate and free     the section, under the journal
+  journal  class being changed + 1, classes + 1 = all, 0 = none   the section
+
+A tag is the whole truth about its cell: owner (0 = free), kind, generation. A retired
+one is used and owned, but no handle is good any more: its memory is being given back.
+
+Invariants
+  I1  a cell whose tag is used lies below its class's high-water mark
+  I2  with the journal at 0 the three counts are what the tags and lengths say
+  I3  the cursor promises nothing: every cell is looked at before it is taken
+
+Sync points, each at both of its ends
+  A1 take    allocate: one store of the tag, after its length and the high-water mark
+             reader: load of the tag, before the length
+  A2 free    free, sweep: one store of the tag, after the last use of the bytes
+             allocate: load of the tag, before it takes the cell
+  A3 retire  free, sweep of a large block: one store of the tag, in a section
+             reader, sweep: load of the tag; who stored it alone gives the memory back
+  A4 retag   one store of the tag with another owner; sweep: load of the tag
+
+If a process dies, or is broken off by an exception
+  before A1            the cell is free
+  between A1 and A2    its owner's slot has the block: the sweep of that slot frees it
+  between A3 and A2    so it has, whatever the sweep wants to keep
+  before the journal is cleared   the next to enter counts that class anew from its tags
+
+Cells of GIVE_BACK bytes and more give their memory back when freed. MADV_REMOVE zeroes
+them for everyone, so it must be over before the cell is free, and it takes too long
+for a section: hence A3. Smaller ones keep their pages for the cell's next user, since
+to fault them in again would cost more than all the rest.
+
+No free list: a list that a kill can break needs a repair of its own. A search looks
+at SEARCH cells from the cursor on, then takes a fresh one, so that its time is
+bounded and 1 cell in SEARCH or so is wasted at worst. A class without a fresh cell
+is searched as a whole, and after that the next larger class is asked.
+
+Reading shared words is reading input: each is copied once and checked. What makes no
+sense is CorruptError where a handle names it, and is skipped (never handed out, never
+swept) where a search meets it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, TypeVar
+
+from ipcmap._core import libc
+from ipcmap._core.layout import (
+    ALLOCATOR_SECTION,
+    BYTES_IN_USE,
+    GENERATION_SHIFT,
+    GENERATIONS,
+    JOURNAL,
+    KIND_SHIFT,
+    KINDS,
+    OWNER,
+    RETIRED,
+    SMALLEST_CELL,
+    STATE,
+    USED,
+    Layout,
+    SizeClass,
+)
+from ipcmap._core.reference_sections import Reentered, enter, initialise, trylock, unlock
+from ipcmap._deadline import Deadline
+from ipcmap.errors import ArenaFull, BusyError, CorruptError, StaleHandle
+
+__all__ = ["GIVE_BACK", "Allocator", "Cell", "Census"]
+
+GIVE_BACK = 1 << 20  # bytes of a cell from which on its memory is given back when it is freed
+SEARCH = 64  # cells that are looked at before a fresh one is taken
+
+_REMOVE = 9  # MADV_REMOVE
+_CHUNK = 4096  # cells that a count copies at once
+_FOR_EVER = Deadline(None)
+
+Result = TypeVar("Result")
+
+
+class Cell(NamedTuple):
+    """A handle of a block: good while its cell's tag says the same."""
+
+    offset: int
+    nbytes: int
+    generation: int
+    kind: int
+
+
+class Census(NamedTuple):
+    """What the tags of one class say."""
+
+    blocks: int
+    nbytes: int
+    damaged: int  # cells whose tag or length makes no sense
+
+
+class Allocator:
+    """Takes and frees the cells of an arena.
+
+    Args:
+        words: The arena as words, from its first byte.
+        address: Where it begins in this process.
+        layout: Its places.
+        limit: The most bytes in use.
+        owner: Returns the slot number of this process; asked outside the section.
+    """
+
+    def __init__(
+        self,
+        words: memoryview,
+        address: int,
+        layout: Layout,
+        limit: int,
+        owner: Callable[[], int],
+    ) -> None:
+        self._words, self._address, self.layout = words, address, layout
+        self._limit, self._owner = limit, owner
+        self._section = address + ALLOCATOR_SECTION
+
+    def initialise(self) -> None:
+        """Make the section of a fresh arena; all else begins as zeros."""
+        initialise(self._section)
+
+    # Blocks
+
+    def allocate(self, nbytes: int, kind: int = 0) -> Cell:
+        """Take a cell for ``nbytes`` bytes of any content and a ``kind`` of 0 to 255.
+
+        Raises:
+            ArenaFull: Beyond the limit, or no cell of such a length is free.
+            BusyError: A signal handler interrupted a change of the allocator.
+            CorruptError: A high-water mark makes no sense.
+        """
+        number = self.layout.class_number(nbytes)
+        if number >= len(self.layout.classes):
+            raise ArenaFull(
+                f"block can never fit this arena: nbytes={nbytes}, "
+                f"largest={self.layout.classes[-1].cell_nbytes} bytes, "
+                f"reserve={self.layout.reserved} bytes; reserve more (Arena(reserve=...))"
+            )
+        return self._inside(self._allocate, number, nbytes, kind, self._owner() + 1)
+
+    def check(self, cell: Cell) -> None:
+        """Raise :class:`StaleHandle` or :class:`CorruptError` where a handle is not good."""
+        self._tag_of(cell)
+
+    def find(self, offset: int, generation: int, kind: int) -> Cell:
+        """Return the handle of a block, its length read from the arena; errors as ``check``."""
+        cell = Cell(offset, 0, generation, kind)
+        size_class, index, _ = self._tag_of(cell)  # A1 take
+        nbytes = self._words[size_class.lengths + index]
+        if nbytes > size_class.cell_nbytes:
+            raise CorruptError(
+                f"length of a block is damaged: offset={offset}, nbytes={nbytes}; make a new arena"
+            )
+        return cell._replace(nbytes=nbytes)
+
+    def free(self, cell: Cell) -> None:
+        """Give a block back; errors as ``check``, and :class:`BusyError` as ``allocate``."""
+        # Again where another owner was stored between the look and the change.
+        while not self._release(*self._tag_of(cell)):
+            pass
+
+    def retag(self, cell: Cell, owner: int) -> None:
+        """Hand a block to another slot; errors as ``free``."""
+        while True:
+            size_class, index, tag = self._tag_of(cell)
+            new = tag & ~OWNER | (owner + 1)
+            if self._inside(self._exchange, size_class, index, tag, new):  # A4 retag
+                return
+
+    def owned_by(self, slot: int) -> Iterator[Cell]:
+        """Yield the blocks of a slot: each was its own at some moment of the search."""
+        for size_class, index, tag in self._tags_of(slot):
+            if not tag & RETIRED:
+                yield self._cell(size_class, index, tag)
+
+    def sweep(self, slot: int, keep: Callable[[Cell], bool] = lambda cell: False) -> int:
+        """Free what the slot of a dead process owns; return how many blocks that were.
+
+        A block for which ``keep`` says true stays as it is. A sweep that is
+        broken off is finished by the next, and one too many does nothing.
+        """
+        freed = 0
+        for size_class, index, tag in self._tags_of(slot):
+            if tag & RETIRED or not keep(self._cell(size_class, index, tag)):
+                freed += self._release(size_class, index, tag)
+        self._inside(self._recount)
+        return freed
+
+    def census(self) -> list[tuple[SizeClass, Census]]:
+        """Count every class from its tags; exact where nobody changes them meanwhile."""
+        return [(size_class, self._count(size_class)) for size_class in self.layout.classes]
+
+    # Tags
+
+    def _tag_of(self, cell: Cell) -> tuple[SizeClass, int, int]:
+        found = self.layout.locate(cell.offset)
+        if found is None:
+            raise CorruptError(
+                f"handle is damaged: no block begins at offset={cell.offset}; "
+                "take it from Arena.allocate"
+            )
+        size_class, index = found
+        tag = self._words[size_class.tags + index]  # A1 take, A3 retire
+        if self.layout.is_damaged(tag):
+            raise CorruptError(
+                f"tag of a block is damaged: offset={cell.offset}, tag={tag:#x}; make a new arena"
+            )
+        expected = cell.generation << GENERATION_SHIFT | cell.kind << KIND_SHIFT | USED
+        if tag & ~OWNER != expected:
+            raise StaleHandle(
+                f"block of this handle was freed: offset={cell.offset}, "
+                f"handle: generation={cell.generation} kind={cell.kind}, "
+                f"now: generation={tag >> GENERATION_SHIFT} "
+                f"kind={tag >> KIND_SHIFT & KINDS - 1} used={bool(tag & USED)}; "
+                "allocate another"
+            )
+        return size_class, index, tag
+
+    def _tags_of(self, slot: int) -> Iterator[tuple[SizeClass, int, int]]:
+        for size_class in self.layout.classes:
+            for start, tags in self._chunks(size_class):  # A1 take, A3 retire, A4 retag
+                for index, tag in enumerate(tags, start):
+                    if tag & OWNER == slot + 1 and not self.layout.is_damaged(tag):
+                        yield size_class, index, tag
+
+    def _chunks(self, size_class: SizeClass) -> Iterator[tuple[int, list[int]]]:
+        high = self._high_water(size_class)
+        for start in range(0, high, _CHUNK):
+            first = size_class.tags + start
+            yield start, self._words[first : first + min(_CHUNK, high - start)].tolist()
+
+    def _cell(self, size_class: SizeClass, index: int, tag: int) -> Cell:
+        nbytes = min(self._words[size_class.lengths + index], size_class.cell_nbytes)
+        kind = tag >> KIND_SHIFT & KINDS - 1
+        return Cell(size_class.offset(index), nbytes, tag >> GENERATION_SHIFT, kind)
+
+    def _high_water(self, size_class: SizeClass) -> int:
+        high: int = self._words[size_class.high_water]
+        if high > size_class.capacity:
+            raise CorruptError(
+                f"high-water mark is damaged: cells of {size_class.cell_nbytes} bytes, "
+                f"mark={high}, cells={size_class.capacity}; make a new arena"
+            )
+        return high
+
+    # Changes, each from outside the section
+
+    def _release(self, size_class: SizeClass, index: int, tag: int) -> bool:
+        """Free a cell unless its tag is another by now; return whether it was this one."""
+        if size_class.cell_nbytes >= GIVE_BACK:
+            retired = tag & ~OWNER | RETIRED | (self._owner() + 1)
+            if not self._inside(self._exchange, size_class, index, tag, retired):  # A3 retire
+                return False
+            tag = retired
+            # Locked pages cannot be given back; they are the cell's next user's.
+            with contextlib.suppress(OSError):
+                address = self._address + size_class.offset(index)
+                libc.madvise(address, size_class.cell_nbytes, _REMOVE)
+        return self._inside(self._exchange, size_class, index, tag, tag & ~STATE)  # A2 free
+
+    def _inside(self, change: Callable[..., Result], *arguments: object) -> Result:
+        """Call ``change`` in the section, whose counts are right then."""
+        held = self._section
+        try:
+            if result := trylock(held):
+                enter(held, _FOR_EVER, result)
+            if self._words[JOURNAL]:
+                self._recount()
+            return change(*arguments)
+        except Reentered:
+            held = 0
+            raise BusyError(
+                "arena is being changed by the code that this signal handler or finalizer "
+                "interrupted; leave the handler first"
+            ) from None
+        finally:
+            if held:
+                unlock(held)
+
+    # Inside the section
+
+    def _allocate(self, number: int, nbytes: int, kind: int, owner: int) -> Cell:
+        words = self._words
+        charge, in_use = max(nbytes, SMALLEST_CELL), words[BYTES_IN_USE]
+        if in_use + charge > self._limit:
+            raise ArenaFull(
+                f"arena is at its limit: nbytes={nbytes}, in use={in_use}, limit={self._limit}; "
+                "free blocks, or make the arena with a larger limit (Arena(limit=...))"
+            )
+        for size_class in self.layout.classes[number:]:
+            index = self._free_cell(size_class)
+            if index is not None:
+                break
+        else:
+            raise ArenaFull(
+                f"arena has no free cell of this length: nbytes={nbytes}, in use={in_use}, "
+                f"limit={self._limit}, reserve={self.layout.reserved}; "
+                "free blocks, or reserve more (Arena(reserve=...))"
+            )
+        at = size_class.tags + index
+        generation = ((words[at] >> GENERATION_SHIFT) + 1) % GENERATIONS or 1
+        words[size_class.lengths + index] = nbytes
+        words[JOURNAL] = size_class.number + 1
+        words[at] = generation << GENERATION_SHIFT | kind << KIND_SHIFT | USED | owner  # A1 take
+        words[size_class.cursor] = index + 1
+        self._book(size_class, 1, charge)
+        return Cell(size_class.offset(index), nbytes, generation, kind)
+
+    def _free_cell(self, size_class: SizeClass) -> int | None:
+        words, tags = self._words, size_class.tags
+        high = self._high_water(size_class)
+        if words[size_class.used] < high:
+            start = words[size_class.cursor]
+            start = start if start < high else 0
+            stop = min(start + SEARCH, high)
+            for index in range(start, stop):
+                if not words[tags + index] & STATE:  # A2 free
+                    return index
+            words[size_class.cursor] = stop
+            if high == size_class.capacity:
+                for index in range(high):
+                    if not words[tags + index] & STATE:  # A2 free
+                        return index
+        while high < size_class.capacity:
+            high += 1
+            words[size_class.high_water] = high
+            # Used only where the mark was damaged.
+            if not words[tags + high - 1] & STATE:
+                return high - 1
+        return None
+
+    def _exchange(self, size_class: SizeClass, index: int, tag: int, new: int) -> bool:
+        """Store a tag where the old one still stands; count the cell where it is free now."""
+        words, at = self._words, size_class.tags + index
+        if words[at] != tag:
+            return False
+        if new & STATE:
+            words[at] = new  # A3 retire, A4 retag
+            return True
+        nbytes = max(min(words[size_class.lengths + index], size_class.cell_nbytes), SMALLEST_CELL)
+        words[JOURNAL] = size_class.number + 1
+        words[at] = new  # A2 free
+        words[size_class.cursor] = index
+        self._book(size_class, -1, -nbytes)
+        return True
+
+    def _book(self, size_class: SizeClass, blocks: int, nbytes: int) -> None:
+        """Change the counts, and clear the journal."""
+        words = self._words
+        used = words[size_class.used] + blocks
+        used_nbytes = words[size_class.used_nbytes] + nbytes
+        in_use = words[BYTES_IN_USE] + nbytes
+        if 0 <= used <= size_class.capacity and 0 <= used_nbytes <= in_use <= sys.maxsize:
+            words[size_class.used] = used
+            words[size_class.used_nbytes] = used_nbytes
+            words[BYTES_IN_USE] = in_use
+            words[JOURNAL] = 0
+        else:
+            self._recount()
+
+    def _recount(self) -> None:
+        """Make the counts what the tags say, of the class in the journal or else of all."""
+        words, classes = self._words, self.layout.classes
+        number = words[JOURNAL]
+        if not 0 < number <= len(classes):
+            words[JOURNAL] = number = len(classes) + 1
+        for size_class in classes[number - 1 : number] or classes:
+            census = self._count(size_class)
+            words[size_class.used] = census.blocks
+            words[size_class.used_nbytes] = census.nbytes
+        in_use = sum(words[size_class.used_nbytes] for size_class in classes)
+        words[BYTES_IN_USE] = min(in_use, sys.maxsize)
+        words[JOURNAL] = 0
+
+    def _count(self, size_class: SizeClass) -> Census:
+        blocks = nbytes = damaged = 0
+        for start, tags in self._chunks(size_class):  # A1 take, A2 free
+            first = size_class.lengths + start
+            lengths = self._words[first : first + len(tags)].tolist()
+            for tag, length in zip(tags, lengths, strict=True):
+                if tag & STATE:
+                    if length > size_class.cell_nbytes or self.layout.is_damaged(tag):
+                        damaged += 1
+                    else:
+                        blocks += 1
+                        nbytes += max(length, SMALLEST_CELL)
+        return Census(blocks, nbytes, damaged)

@@ -1,0 +1,389 @@
+"""The arena: one reserved region, from which the family's shared objects get their bytes.
+
+It reserves much and touches little: addresses are taken once and never grow, and
+pages cost memory when they are first touched. Every later child inherits it at the
+same addresses. A handle of a block can therefore be sent to children that already
+run, and the default arena is mapped at import, before any of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple, SupportsIndex
+
+from ipcmap._core import backend as loaded_backend
+from ipcmap._core.header import check_header, write_header
+from ipcmap._core.layout import MAX_PROCESSES, MIN_RESERVE, Layout
+from ipcmap._core.reference_allocator import Allocator, Cell
+from ipcmap.errors import BusyError, ClosedError, NotInherited
+from ipcmap.memory_limits import free_memory
+from ipcmap.pages import Pages, byte_count, reserve_pages
+
+__all__ = ["Arena", "ArenaStatistics", "Block", "ClassStatistics", "default_arena"]
+
+_RESERVE_FOR_LIMIT = 64  # a class of blocks has 1/64 of the reserve
+_SMALLEST_DEFAULT, _LARGEST_DEFAULT = 1 << 40, 1 << 44  # bytes of a default reserve
+
+
+@dataclass(frozen=True)
+class ClassStatistics:
+    """The blocks of one length of cell, as they were counted."""
+
+    cell_nbytes: int
+    blocks: int
+    bytes_in_use: int
+
+
+@dataclass(frozen=True)
+class ArenaStatistics:
+    """An arena as it was: a snapshot, counted anew from the owner tags of all blocks.
+
+    Attributes:
+        reserved: Bytes of addresses.
+        limit: The most bytes in use.
+        blocks: Blocks that were allocated and not freed.
+        bytes_in_use: Their lengths added up, each as 64 bytes at least.
+        damaged: Cells whose bookkeeping makes no sense; they are never handed out.
+        classes: The same by length of cell, of those that have blocks.
+    """
+
+    reserved: int
+    limit: int
+    blocks: int
+    bytes_in_use: int
+    damaged: int
+    classes: tuple[ClassStatistics, ...]
+
+
+class _Inside(NamedTuple):
+    """What an open arena has."""
+
+    pages: Pages
+    words: memoryview  # keeps the one window that is the arena's own
+    allocator: Allocator
+
+
+class Arena:
+    """One region of shared memory that hands out blocks to this process and its children.
+
+    Args:
+        limit: The most bytes in use, and never more than the reserve; ``None`` =
+            half of what the cgroup (its ancestors included) or the machine has free.
+        reserve: Bytes of addresses, 64 MiB at least. The largest block is about
+            a quarter of it, and where the kernel refuses so much it is halved,
+            down to 64 MiB. ``None`` = 64 times the limit, from 1 to 16 TiB.
+        backend: The engine; ``None`` = the one that ``ipcmap.backend`` names.
+        max_processes: How many processes can use it at a time.
+
+    Raises:
+        ValueError: A figure out of range, or an engine that is not loaded.
+        OSError: The kernel has no room even for 64 MiB (``ENOMEM``).
+
+    Example:
+        >>> import os
+        >>> arena = Arena()
+        >>> block = arena.allocate(5)
+        >>> pid = os.fork()
+        >>> if pid == 0:
+        ...     block.view()[:] = b"hello"
+        ...     os._exit(0)
+        >>> _ = os.waitpid(pid, 0)
+        >>> bytes(block.view())
+        b'hello'
+        >>> block.free()
+        >>> arena.close()
+    """
+
+    __slots__ = ("__weakref__", "_id", "_inside", "_limit", "_name", "_reserved")
+
+    def __init__(
+        self,
+        limit: SupportsIndex | None = None,
+        *,
+        reserve: SupportsIndex | None = None,
+        backend: str | None = None,
+        max_processes: int = 4096,
+    ) -> None:
+        if backend not in (None, loaded_backend):
+            raise ValueError(
+                f"engine is not loaded: backend={backend!r}, loaded: {loaded_backend!r}; "
+                "set IPCMAP_BACKEND before the import"
+            )
+        if not 1 <= max_processes <= MAX_PROCESSES:
+            raise ValueError(
+                f"max_processes must be 1 to {MAX_PROCESSES}: max_processes={max_processes}"
+            )
+        self._limit = free_memory() // 2 if limit is None else byte_count("limit", limit)
+        if self._limit < 0:
+            raise ValueError(f"limit must not be negative: limit={limit}")
+        if reserve is None:
+            wanted = 1 << (self._limit * _RESERVE_FOR_LIMIT).bit_length()
+            reserve = min(max(wanted, _SMALLEST_DEFAULT), _LARGEST_DEFAULT)
+        asked = byte_count("reserve", reserve)
+        if asked < MIN_RESERVE:
+            raise ValueError(f"reserve must be at least {MIN_RESERVE} bytes: reserve={asked}")
+        pages = reserve_pages(asked, MIN_RESERVE)
+        layout = Layout(pages.nbytes, max_processes)
+        self._limit = min(self._limit, pages.nbytes)
+        self._reserved = pages.nbytes
+        self._id = int.from_bytes(os.urandom(8), "little")
+        self._name = f"arena {self._id:016x}, {self._reserved} bytes"
+        words = pages.window().cast("Q")
+        allocator = Allocator(words, pages.address, layout, self._limit, _owner)
+        allocator.initialise()
+        self._inside: _Inside | None = _Inside(pages, words, allocator)
+        write_header(words, layout, engine=loaded_backend, arena_id=self._id, limit=self._limit)
+        _arenas[self._id] = self
+
+    # Facts
+
+    @property
+    def limit(self) -> int:
+        """The most bytes in use."""
+        return self._limit
+
+    @property
+    def reserved(self) -> int:
+        """The bytes of addresses that it has."""
+        return self._reserved
+
+    @property
+    def closed(self) -> bool:
+        """Whether :meth:`close` has been called in this process."""
+        return self._inside is None
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else f"{self._reserved} bytes"
+        return f"<ipcmap.Arena {self._id:016x}: {state}>"
+
+    def statistics(self) -> ArenaStatistics:
+        """Count the blocks and their bytes; exact where nobody changes them meanwhile.
+
+        Raises:
+            ClosedError: The arena is closed.
+            CorruptError: Its bookkeeping is damaged.
+        """
+        counts = self._open().allocator.census()
+        classes = tuple(
+            ClassStatistics(size_class.cell_nbytes, census.blocks, census.nbytes)
+            for size_class, census in counts
+            if census.blocks
+        )
+        return ArenaStatistics(
+            self._reserved,
+            self._limit,
+            sum(of_class.blocks for of_class in classes),
+            sum(of_class.bytes_in_use for of_class in classes),
+            sum(census.damaged for _, census in counts),
+            classes,
+        )
+
+    # Blocks
+
+    def allocate(self, nbytes: SupportsIndex) -> Block:
+        """Take a block of ``nbytes`` bytes, whose content is unspecified.
+
+        It begins at a multiple of its length, rounded up to a power of two from
+        64 on, or at a page. It lives until :meth:`Block.free`, whatever becomes
+        of the handle, or until its process dies.
+
+        Raises:
+            ArenaFull: Beyond the limit, or the addresses for its length are used up.
+            BusyError: Called from a signal handler that interrupted such a call.
+            ClosedError: The arena is closed.
+            CorruptError: The bookkeeping is damaged.
+            ValueError: ``nbytes`` is negative.
+        """
+        nbytes = byte_count("nbytes", nbytes)
+        if nbytes < 0:
+            raise ValueError(f"length must not be negative: nbytes={nbytes}")
+        return Block._made(self, self._open().allocator.allocate(nbytes))
+
+    # The end
+
+    def close(self) -> None:
+        """Unmap it from this process; other processes keep theirs. Twice is once.
+
+        Raises:
+            BusyError: Views of its blocks are alive; the message says how many.
+                The arena stays open.
+        """
+        # One load: another thread may close at the same time.
+        inside = self._inside
+        if inside is None:
+            return
+        views = inside.pages.count_windows() - 1
+        if views:
+            raise BusyError(
+                f"arena cannot be closed under its views: {views} alive, {self._name}; "
+                "release them (memoryview.release, del array), then close"
+            )
+        self._inside = None
+
+    def __reduce__(self) -> tuple[Callable[[int], Arena], tuple[int]]:
+        return _inherited, (self._id,)
+
+    # Inside
+
+    def _open(self) -> _Inside:
+        inside = self._inside
+        if inside is None:
+            raise ClosedError(f"arena is closed: {self._name}; make another")
+        return inside
+
+
+class Block:
+    """Bytes of an arena: the handle that :meth:`Arena.allocate` returns.
+
+    Its pickle names arena, place, generation and kind, and no bytes. Where it is
+    loaded the arena must have been inherited (else :exc:`NotInherited`), and the
+    block must be there still (else :exc:`StaleHandle`).
+
+    Example:
+        >>> import pickle
+        >>> block = default_arena().allocate(3)
+        >>> block.view()[:] = b"abc"
+        >>> same = pickle.loads(pickle.dumps(block))
+        >>> bytes(same.view())
+        b'abc'
+        >>> block.free()
+        >>> same.view()  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ipcmap.errors.StaleHandle: ...
+    """
+
+    __slots__ = ("_arena", "_cell", "_windows")
+
+    _arena: Arena
+    _cell: Cell
+    _windows: list[weakref.ref[Any]]
+
+    def __init__(self) -> None:
+        """Refused: a block comes from :meth:`Arena.allocate`."""
+        raise TypeError("a block is a part of an arena; call Arena.allocate(nbytes)")
+
+    @classmethod
+    def _made(cls, arena: Arena, cell: Cell) -> Block:
+        self = object.__new__(cls)
+        self._arena, self._cell, self._windows = arena, cell, []
+        return self
+
+    @property
+    def offset(self) -> int:
+        """Where it begins in its arena, in bytes."""
+        return self._cell.offset
+
+    @property
+    def nbytes(self) -> int:
+        """Its length in bytes."""
+        return self._cell.nbytes
+
+    @property
+    def generation(self) -> int:
+        """Which use of its place this is."""
+        return self._cell.generation
+
+    def __repr__(self) -> str:
+        cell = self._cell
+        return (
+            f"<ipcmap.Block of {cell.nbytes} bytes: offset {cell.offset}, "
+            f"generation {cell.generation}>"
+        )
+
+    def view(self) -> memoryview:
+        """Return the bytes themselves, without a copy.
+
+        A view, a slice of it and an array over it keep the arena from being
+        closed, and the block from being freed by this handle. Another handle of
+        the block can still free it: views then show what its next owner writes.
+
+        Raises:
+            ClosedError: The arena is closed.
+            CorruptError: The bookkeeping is damaged.
+            StaleHandle: The block was freed.
+        """
+        inside = self._arena._open()
+        inside.allocator.check(self._cell)
+        window = inside.pages.window()
+        self._windows = [known for known in self._windows if known() is not None]
+        self._windows.append(weakref.ref(window.obj))
+        return window[self.offset : self.offset + self.nbytes]
+
+    def free(self) -> None:
+        """Give the bytes back to the arena; every handle of the block is stale then.
+
+        The memory of more than 512 KiB goes back to the system.
+
+        Raises:
+            BusyError: Views taken by this handle are alive, or a signal handler
+                interrupted a change of the arena.
+            ClosedError: The arena is closed.
+            CorruptError: The bookkeeping is damaged.
+            StaleHandle: The block was freed before.
+        """
+        allocator = self._arena._open().allocator
+        views = sum(known() is not None for known in self._windows)
+        if views:
+            raise BusyError(
+                f"block cannot be freed under its views: {views} alive, {self!r}; "
+                "release them (memoryview.release, del array), then free"
+            )
+        allocator.free(self._cell)
+
+    def __reduce__(self) -> tuple[Callable[..., Block], tuple[int, int, int, int]]:
+        cell = self._cell
+        return _found, (self._arena._id, cell.offset, cell.generation, cell.kind)
+
+
+# The open arenas of this process, by id; children inherit it by fork.
+_arenas: weakref.WeakValueDictionary[int, Arena] = weakref.WeakValueDictionary()
+
+
+def _owner() -> int:
+    """Return the slot number of this process: 0, for all are one family so far."""
+    return 0
+
+
+def _inherited(arena_id: int) -> Arena:
+    """Return the arena of this id; called by pickle."""
+    arena = _arenas.get(arena_id)
+    if arena is None:
+        raise NotInherited(
+            f"arena was not inherited: id={arena_id:016x}, pid={os.getpid()}; "
+            "make it before this process is forked, and do not exec"
+        )
+    inside = arena._open()
+    check_header(inside.words, inside.allocator.layout, engine=loaded_backend, arena_id=arena_id)
+    return arena
+
+
+def _found(arena_id: int, offset: int, generation: int, kind: int) -> Block:
+    """Return a handle of a block that is there still; called by pickle."""
+    arena = _inherited(arena_id)
+    return Block._made(arena, arena._open().allocator.find(offset, generation, kind))
+
+
+# Mapped here, so that every later child has it.
+_default: Arena | None = None
+with contextlib.suppress(OSError):
+    _default = Arena()
+
+
+def default_arena() -> Arena:
+    """Return the arena that was mapped when ipcmap was imported.
+
+    Every child forked since has it, so that what is made in it after a fork can
+    be sent to children that already run. Where the import found no room for it
+    (``RLIMIT_AS``), a call maps it, for later children.
+
+    Raises:
+        OSError: There is no room for it (``ENOMEM``).
+    """
+    global _default  # noqa: PLW0603
+    if _default is None:
+        _default = Arena()
+    return _default

@@ -1,0 +1,74 @@
+"""A small region with an allocator, without an arena around it."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from ipcmap._core.layout import BYTES_IN_USE, Layout
+from ipcmap._core.reference_allocator import Allocator, Cell
+from ipcmap.pages import reserve_pages
+
+MIB = 1 << 20
+WORDS = 2**64
+
+
+class Place:
+    """A small region with an allocator, whose processes say themselves which slot is theirs."""
+
+    def __init__(self, limit: int = 32 * MIB, *, reserve: int = 1 << 30) -> None:
+        self.pages = reserve_pages(reserve, reserve)
+        self._attach(limit, slot=0)
+        self.allocator.initialise()
+
+    @classmethod
+    def beside(cls, place: Place, slot: int) -> Place:
+        """Return the same region as another process would have it."""
+        self = object.__new__(cls)
+        self.pages = place.pages
+        self._attach(32 * MIB, slot)
+        return self
+
+    def _attach(self, limit: int, slot: int) -> None:
+        self.layout = Layout(self.pages.nbytes, 100)
+        self.bytes = self.pages.window()
+        self.words = self.bytes.cast("Q")
+        self.slot = slot
+        self.allocator = Allocator(
+            self.words, self.pages.address, self.layout, limit, lambda: self.slot
+        )
+
+    def view(self, cell: Cell) -> memoryview:
+        """Return the bytes of a block."""
+        return self.bytes[cell.offset : cell.offset + cell.nbytes]
+
+    def tag(self, cell: Cell) -> int:
+        """Return the number of the word that is a cell's tag."""
+        found = self.layout.locate(cell.offset)
+        assert found
+        return found[0].tags + found[1]
+
+    def in_use(self) -> int:
+        """Return the bytes in use as the tags have them; the counts must say the same."""
+        census = self.allocator.census()
+        total = sum(counted.nbytes for _, counted in census)
+        for size_class, counted in census:
+            assert self.words[size_class.used] == counted.blocks
+            assert self.words[size_class.used_nbytes] == counted.nbytes
+        assert self.words[BYTES_IN_USE] == total
+        return total
+
+
+@pytest.fixture
+def place() -> Place:
+    """A fresh region, shared with children forked from here on."""
+    return Place()
+
+
+@pytest.fixture
+def chance() -> random.Random:
+    """Random numbers, whose seed a failure shows."""
+    seed = random.randrange(2**32)
+    print(f"seed={seed}")
+    return random.Random(seed)
