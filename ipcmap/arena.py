@@ -17,9 +17,11 @@ from typing import Any, NamedTuple, SupportsIndex
 
 from ipcmap._core import backend as loaded_backend
 from ipcmap._core.header import check_header, write_header
-from ipcmap._core.layout import MAX_PROCESSES, MIN_RESERVE, Layout
+from ipcmap._core.layout import MAX_PROCESSES, MIN_RESERVE, SLOTS_SECTION, WORD, Layout
 from ipcmap._core.reference_allocator import Allocator, Cell
-from ipcmap.errors import BusyError, ClosedError, NotInherited
+from ipcmap._core.reference_sections import initialise
+from ipcmap.errors import ArenaFull, BusyError, ClosedError, NotInherited
+from ipcmap.family import ExitRecord, Family
 from ipcmap.memory_limits import free_memory
 from ipcmap.pages import Pages, byte_count, reserve_pages
 
@@ -65,6 +67,7 @@ class _Inside(NamedTuple):
     pages: Pages
     words: memoryview  # keeps the one window that is the arena's own
     allocator: Allocator
+    family: Family
 
 
 class Arena:
@@ -133,9 +136,17 @@ class Arena:
         self._id = int.from_bytes(os.urandom(8), "little")
         self._name = f"arena {self._id:016x}, {self._reserved} bytes"
         words = pages.window().cast("Q")
-        allocator = Allocator(words, pages.address, layout, self._limit, _owner)
+        initialise(pages.address + SLOTS_SECTION)
+        family = Family(
+            words[layout.slot_table // WORD :],
+            pages.address + layout.slot_table,
+            pages.address + SLOTS_SECTION,
+            max_processes,
+        )
+        allocator = Allocator(words, pages.address, layout, self._limit, family.slot)
         allocator.initialise()
-        self._inside: _Inside | None = _Inside(pages, words, allocator)
+        family.on_death(_free_blocks_of_the_dead(weakref.ref(self)))
+        self._inside: _Inside | None = _Inside(pages, words, allocator, family)
         write_header(words, layout, engine=loaded_backend, arena_id=self._id, limit=self._limit)
         _arenas[self._id] = self
 
@@ -189,7 +200,8 @@ class Arena:
 
         It begins at a multiple of its length, rounded up to a power of two from
         64 on, or at a page. It lives until :meth:`Block.free`, whatever becomes
-        of the handle, or until its process dies.
+        of the handle, or until the process that allocated it has died and a sweep
+        finds that. Where there is no room, a sweep is made first.
 
         Raises:
             ArenaFull: Beyond the limit, or the addresses for its length are used up.
@@ -201,12 +213,61 @@ class Arena:
         nbytes = byte_count("nbytes", nbytes)
         if nbytes < 0:
             raise ValueError(f"length must not be negative: nbytes={nbytes}")
-        return Block._made(self, self._open().allocator.allocate(nbytes))
+        inside = self._open()
+        try:
+            cell = inside.allocator.allocate(nbytes)
+        except ArenaFull:
+            if not inside.family.sweep():
+                raise
+            cell = inside.allocator.allocate(nbytes)
+        return Block._made(self, cell)
+
+    # The family
+
+    def sweep(self) -> int:
+        """Look who of the family has died, and free what they had; return how many they were.
+
+        Raises:
+            ClosedError: The arena is closed.
+            CorruptError: The bookkeeping is damaged.
+        """
+        return self._open().family.sweep()
+
+    def deaths(self) -> list[ExitRecord]:
+        """Sweep, then return who of the family died of what, oldest first.
+
+        Of very many deaths the last 1024 are remembered. A process is of the family
+        once it has used the arena.
+
+        Raises:
+            ClosedError: The arena is closed.
+            CorruptError: The bookkeeping is damaged.
+
+        Example:
+            >>> import os
+            >>> arena = Arena()
+            >>> pid = os.fork()
+            >>> if pid == 0:
+            ...     _ = arena.allocate(100)
+            ...     os._exit(3)
+            >>> _ = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+            >>> [(record.pid == pid, record.exitcode) for record in arena.deaths()]
+            [(True, 3)]
+            >>> arena.statistics().blocks
+            0
+            >>> _ = os.waitpid(pid, 0)
+            >>> arena.close()
+        """
+        family = self._open().family
+        family.sweep()
+        return family.deaths()
 
     # The end
 
     def close(self) -> None:
         """Unmap it from this process; other processes keep theirs. Twice is once.
+
+        For the others this process has left: its blocks are freed by the next sweep.
 
         Raises:
             BusyError: Views of its blocks are alive; the message says how many.
@@ -216,7 +277,7 @@ class Arena:
         inside = self._inside
         if inside is None:
             return
-        views = inside.pages.count_windows() - 1
+        views = inside.pages.count_windows() - 1  # all but the arena's own
         if views:
             raise BusyError(
                 f"arena cannot be closed under its views: {views} alive, {self._name}; "
@@ -343,9 +404,19 @@ class Block:
 _arenas: weakref.WeakValueDictionary[int, Arena] = weakref.WeakValueDictionary()
 
 
-def _owner() -> int:
-    """Return the slot number of this process: 0, for all are one family so far."""
-    return 0
+def _free_blocks_of_the_dead(reference: weakref.ref[Arena]) -> Callable[[int, int], None]:
+    """Return what a sweep does with a dead slot of an arena, without keeping the arena."""
+
+    def free(slot: int, generation: int) -> None:
+        arena = reference()
+        inside = arena._inside if arena else None
+        if inside is not None:
+            allocator, family = inside.allocator, inside.family
+            allocator.sweep(
+                slot, dead=lambda: family.is_dying(slot, generation), owner=family.known()
+            )
+
+    return free
 
 
 def _inherited(arena_id: int) -> Arena:

@@ -118,7 +118,9 @@ class Family:
         >>> _ = os.waitpid(pid, 0)
     """
 
-    __slots__ = ("_max_processes", "_table", "generation", "note", "slot", "sweep")
+    __slots__ = (
+        "_max_processes", "_table", "generation", "is_dying", "known", "note", "slot", "sweep",
+    )  # fmt: skip
 
     def __init__(self, words: memoryview, address: int, section: int, max_processes: int) -> None:
         if len(words) * words.itemsize < self.nbytes(max_processes):
@@ -131,7 +133,7 @@ class Family:
         self._max_processes = max_processes
         # The table's own methods: no frame between a caller and its slot.
         self.slot, self.generation, self.note = table.slot, table.generation, table.note
-        self.sweep = table.sweep
+        self.known, self.is_dying, self.sweep = table.known, table.is_dying, table.sweep
 
     @staticmethod
     def nbytes(max_processes: int) -> int:

@@ -38,7 +38,7 @@ Fork = Callable[..., Child]
 
 
 @pytest.fixture
-def seed() -> random.Random:
+def chance() -> random.Random:
     """A generator whose seed a failure shows."""
     number = random.randrange(2**32)
     print(f"seed={number}")

@@ -7,7 +7,7 @@ import pytest
 import ipcmap
 from ipcmap._core import reference_semaphores
 
-pytest_plugins = ["pytester", "leftovers", "watchdog", "children", "families", "places"]
+pytest_plugins = ["pytester", "leftovers", "watchdog", "children", "families"]
 
 ENGINES = {"reference": reference_semaphores}
 

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import random
-
-import pytest
-
 from ipcmap._core.layout import BYTES_IN_USE, Layout
 from ipcmap._core.reference_allocator import Allocator, Cell
 from ipcmap.pages import reserve_pages
@@ -19,7 +15,7 @@ class Place:
 
     def __init__(self, limit: int = 32 * MIB, *, reserve: int = 1 << 30) -> None:
         self.pages = reserve_pages(reserve, reserve)
-        self._attach(limit, slot=0)
+        self._attach(limit, slot=7)
         self.allocator.initialise()
 
     @classmethod
@@ -58,17 +54,3 @@ class Place:
             assert self.words[size_class.used_nbytes] == counted.nbytes
         assert self.words[BYTES_IN_USE] == total
         return total
-
-
-@pytest.fixture
-def place() -> Place:
-    """A fresh region, shared with children forked from here on."""
-    return Place()
-
-
-@pytest.fixture
-def chance() -> random.Random:
-    """Random numbers, whose seed a failure shows."""
-    seed = random.randrange(2**32)
-    print(f"seed={seed}")
-    return random.Random(seed)

@@ -140,7 +140,7 @@ def test_scribbles_anywhere_in_the_bookkeeping_end_in_a_legal_outcome() -> None:
     right = 0
     for _ in range(200):
         arena = Arena(MIB)
-        _, words, allocator = arena._open()
+        _, words, allocator, _ = arena._open()
         blocks = [arena.allocate(chance.choice([10, 100, 5000])) for _ in range(30)]
         places = [*range(9), *range(256 // 8, 4096 // 8)]  # all of the first page but sections
         for size_class in allocator.layout.classes[:8]:

@@ -13,18 +13,18 @@ from ring_harness import CAPACITY, Ring, die, set_trap
 
 
 @pytest.mark.parametrize("most", [1, 7, 1000])
-def test_batches_come_out_as_they_went_in(most: int, seed: random.Random) -> None:
+def test_batches_come_out_as_they_went_in(most: int, chance: random.Random) -> None:
     """Lengths mixed and alike, over many wraps, in batches of other sizes than they went in."""
     ring, sent, received = Ring(), list[bytes](), list[bytes]()
     for _ in range(300):
-        length = seed.choice([None, 0, 8, 13, 64])
+        length = chance.choice([None, 0, 8, 13, 64])
         lengths = [
-            seed.randrange(65) if length is None else length for _ in range(seed.randrange(9))
+            chance.randrange(65) if length is None else length for _ in range(chance.randrange(9))
         ]
-        batch = [seed.randbytes(length) for length in lengths]
+        batch = [chance.randbytes(length) for length in lengths]
         done = ring.push_many(batch, 0)
         sent += batch[:done]
-        while ring.backlog() and seed.random() < 0.7:
+        while ring.backlog() and chance.random() < 0.7:
             taken = ring.pull_many(most)
             assert len(taken) <= most
             received += taken
@@ -36,19 +36,21 @@ def test_batches_come_out_as_they_went_in(most: int, seed: random.Random) -> Non
     assert ring.counts() == (len(sent), len(sent))
 
 
-def test_single_records_and_batches_mix(seed: random.Random) -> None:
+def test_single_records_and_batches_mix(chance: random.Random) -> None:
     """Whatever puts and whatever gets, the order is one."""
     ring, received, numbers = Ring(1024), list[bytes](), iter(range(10**6))
     sent = 0
     while sent < 2000:
-        batch = [b"%d" % next(numbers) for _ in range(seed.randrange(1, 12))]
+        batch = [b"%d" % next(numbers) for _ in range(chance.randrange(1, 12))]
         put = (
-            ring.push_many(batch, 0) if seed.random() < 0.5 else sum(ring.push(b, 0) for b in batch)
+            ring.push_many(batch, 0)
+            if chance.random() < 0.5
+            else sum(ring.push(b, 0) for b in batch)
         )
         assert put == len(batch)
         sent += put
         while ring.backlog():
-            if seed.random() < 0.5:
+            if chance.random() < 0.5:
                 received += ring.pull_many(5)
             elif (record := ring.pull(0)) is not None:
                 received.append(record)

@@ -134,7 +134,7 @@ def test_every_record_of_many_producers_reaches_one_of_many_consumers(
             assert seen == sorted(seen)
 
 
-def test_threads_share_one_ring(seed: random.Random) -> None:
+def test_threads_share_one_ring(chance: random.Random) -> None:
     """Two threads put and two get in one process; every record arrives once."""
     ring, each = Ring(), 300
     received: list[bytes] = []
@@ -197,7 +197,7 @@ def test_a_producer_waits_for_room(fork: Fork) -> None:
     assert child.wait() == 0
 
 
-def test_record_numbers_wrap_without_a_seam(seed: random.Random) -> None:
+def test_record_numbers_wrap_without_a_seam(chance: random.Random) -> None:
     """The header keeps 30 bits of a count that has 64."""
     ring = Ring()
     for word in (at.PUTS, at.NEXT_PUTS, at.GETS, at.NEXT_GETS):

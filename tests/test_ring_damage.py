@@ -15,19 +15,29 @@ from ipcmap._deadline import Deadline
 from ring_harness import CAPACITY, Closed, Ring
 
 
-def test_scribbled_bookkeeping_is_an_error_and_never_a_crash(seed: random.Random) -> None:
+def test_scribbled_bookkeeping_is_an_error_and_never_a_crash(chance: random.Random) -> None:
     """Any value in any word but the mutexes and semaphores: an error, a wait in vain, or bytes."""
     words = [*range(at.WRITE_POS, at.CLOSED + 1), *range(at.READ_POS, at.ENDED + 1)]
     words += [at.CONSUMERS_SLEEPING, at.PRODUCERS_SLEEPING, at.CAPACITY]
     outcomes: Counter[str] = Counter()
     for _ in range(3000):
         ring = Ring()
-        for number in range(seed.randrange(4)):
+        for number in range(chance.randrange(4)):
             ring.push(bytes(number), 0)
-        for _ in range(seed.randrange(1, 4)):
-            index = seed.choice([*words, at.FIRST_RECORD + seed.randrange(CAPACITY // 8)])
-            ring._words[index] = seed.choice(
-                [0, 1, 7, 8, 2**63, 2**64 - 1, 2**32, seed.randrange(2**64), seed.randrange(512)]
+        for _ in range(chance.randrange(1, 4)):
+            index = chance.choice([*words, at.FIRST_RECORD + chance.randrange(CAPACITY // 8)])
+            ring._words[index] = chance.choice(
+                [
+                    0,
+                    1,
+                    7,
+                    8,
+                    2**63,
+                    2**64 - 1,
+                    2**32,
+                    chance.randrange(2**64),
+                    chance.randrange(512),
+                ]
             )
         many = partial(ring.push_many, [b"m" * 8] * 3, 0)
         take = partial(ring.get_many, 3, Deadline(0))

@@ -166,7 +166,7 @@ def test_a_timeout_ends_a_call_while_a_section_is_held_by_one_who_is_stopped(for
     "rounds", [60, pytest.param(2000, marks=[pytest.mark.stress, pytest.mark.timeout(1200)])]
 )
 def test_a_storm_of_kills_loses_no_committed_record(
-    rounds: int, seed: random.Random, fork: Fork
+    rounds: int, chance: random.Random, fork: Fork
 ) -> None:
     """Producers and consumers killed at random: every record is accounted for.
 
@@ -194,10 +194,10 @@ def test_a_storm_of_kills_loses_no_committed_record(
 
     for name in range(rounds):
         children = [fork(produce, name), fork(consume)]
-        until = taken[0] + seed.randrange(1, 60)
+        until = taken[0] + chance.randrange(1, 60)
         while taken[0] < until:
             os.sched_yield()
-        seed.shuffle(children)
+        chance.shuffle(children)
         for child in children:
             child.kill()
         lost_at_most += 1
@@ -214,7 +214,7 @@ def test_a_storm_of_kills_loses_no_committed_record(
     assert ring.backlog() == 0
 
 
-def test_handlers_that_raise_in_put_and_get_break_nothing(seed: random.Random) -> None:
+def test_handlers_that_raise_in_put_and_get_break_nothing(chance: random.Random) -> None:
     """What returned is in the ring; a call that raised may have put its record, or taken one."""
 
     class Raised(Exception):
@@ -231,7 +231,7 @@ def test_handlers_that_raise_in_put_and_get_break_nothing(seed: random.Random) -
         """Call, and have the handler raise once at some moment in it; None = it did."""
         try:
             armed.append(True)
-            signal.setitimer(signal.ITIMER_REAL, seed.uniform(1e-6, 5e-5))
+            signal.setitimer(signal.ITIMER_REAL, chance.uniform(1e-6, 5e-5))
             result = call()
             armed.clear()
         except Raised:

@@ -7,7 +7,7 @@
         256 | the allocator's journal and its bytes in use       |
         320 | class table: a line of 64 bytes for each class     |
             +----------------------------------------------------+ page
-            | slot table: max_processes * 256 bytes              |
+            | slot table and log of deaths (slot_layout.py)      |
             +----------------------------------------------------+ page
             | tags: a word for each cell, class after class      |
             | lengths: a word for each cell, class after class   |
@@ -28,7 +28,7 @@ with which everything fits: 1/64 of a reserve that is a power of two, up to 16 T
 
 A tag, from its lowest bit on:
 
-    20 bits  owner's slot number + 1; 0 = the cell is free
+    20 bits  owner's slot number, 1 and up; 0 = the cell is free
      1 bit   used: set with an owner, so that most damage shows
      1 bit   retired: no handle is good any more
      2 bits  zero
@@ -41,6 +41,8 @@ from __future__ import annotations
 import mmap
 from bisect import bisect_right
 from typing import NamedTuple
+
+from ipcmap._core import slot_layout
 
 __all__ = [
     "ALLOCATOR_SECTION",
@@ -57,11 +59,11 @@ __all__ = [
     "OWNER",
     "RETIRED",
     "SLOTS_SECTION",
-    "SLOT_NBYTES",
     "SMALLEST_CELL",
     "STATE",
     "USED",
     "VERSION",
+    "WORD",
     "HeaderWord",
     "Layout",
     "SizeClass",
@@ -89,7 +91,6 @@ JOURNAL = 256 // WORD
 BYTES_IN_USE = 264 // WORD
 _CLASS_TABLE = 320  # bytes
 
-SLOT_NBYTES = 256
 MAX_PROCESSES = 1 << 16  # the most that an arena can have
 SMALLEST_CELL = 64  # bytes: a cache line, so that no two blocks share one
 MIN_RESERVE = 64 << 20  # bytes
@@ -150,7 +151,7 @@ class Layout:
         smallest, largest = SMALLEST_CELL.bit_length(), (unit << _SINGLES).bit_length()
         sizes = [1 << bits - 1 for bits in range(smallest, largest + 1)]
         counts = [max(1, unit // nbytes) for nbytes in sizes]
-        tags = self.slot_table + self.max_processes * SLOT_NBYTES
+        tags = self.slot_table + slot_layout.nbytes(self.max_processes)
         classes = []
         lengths = _page_end(tags) + sum(_page_end(count * WORD) for count in counts)
         cells = lengths + lengths - _page_end(tags)
@@ -176,10 +177,6 @@ class Layout:
             cells += count * cell_nbytes
             cells = _page_end(cells)
         return tuple(classes), cells
-
-    def slot(self, number: int) -> int:
-        """Return the offset of a process slot."""
-        return self.slot_table + number * SLOT_NBYTES
 
     def class_number(self, nbytes: int) -> int:
         """Return the number of the first class whose cells hold so much; there may be none."""

@@ -112,7 +112,7 @@ class Allocator:
         address: Where it begins in this process.
         layout: Its places.
         limit: The most bytes in use.
-        owner: Returns the slot number of this process; asked outside the section.
+        owner: Returns the slot number of this process, 1 and up; asked outside the section.
     """
 
     def __init__(
@@ -148,7 +148,7 @@ class Allocator:
                 f"largest={self.layout.classes[-1].cell_nbytes} bytes, "
                 f"reserve={self.layout.reserved} bytes; reserve more (Arena(reserve=...))"
             )
-        return self._inside(self._allocate, number, nbytes, kind, self._owner() + 1)
+        return self._inside(self._allocate, number, nbytes, kind, self._owner())
 
     def check(self, cell: Cell) -> None:
         """Raise :class:`StaleHandle` or :class:`CorruptError` where a handle is not good."""
@@ -168,14 +168,14 @@ class Allocator:
     def free(self, cell: Cell) -> None:
         """Give a block back; errors as ``check``, and :class:`BusyError` as ``allocate``."""
         # Again where another owner was stored between the look and the change.
-        while not self._release(*self._tag_of(cell)):
+        while not self._release(*self._tag_of(cell), self._owner()):
             pass
 
     def retag(self, cell: Cell, owner: int) -> None:
         """Hand a block to another slot; errors as ``free``."""
         while True:
             size_class, index, tag = self._tag_of(cell)
-            new = tag & ~OWNER | (owner + 1)
+            new = tag & ~OWNER | owner
             if self._inside(self._exchange, size_class, index, tag, new):  # A4 retag
                 return
 
@@ -185,16 +185,33 @@ class Allocator:
             if not tag & RETIRED:
                 yield self._cell(size_class, index, tag)
 
-    def sweep(self, slot: int, keep: Callable[[Cell], bool] = lambda cell: False) -> int:
+    def sweep(
+        self,
+        slot: int,
+        keep: Callable[[Cell], bool] = lambda cell: False,
+        *,
+        dead: Callable[[], bool] = lambda: True,
+        owner: int = 0,
+    ) -> int:
         """Free what the slot of a dead process owns; return how many blocks that were.
 
         A block for which ``keep`` says true stays as it is. A sweep that is
         broken off is finished by the next, and one too many does nothing.
+
+        Args:
+            slot: The slot of the dead.
+            keep: Which blocks stay as they are.
+            dead: Whether the slot is still that of the dead. Asked after a tag was
+                read: where it says true, the tag was the dead one's.
+            owner: The sweeper's own slot, 0 = it has none, and leaves the memory of
+                large blocks to their next users.
         """
         freed = 0
         for size_class, index, tag in self._tags_of(slot):
+            if not dead():
+                break
             if tag & RETIRED or not keep(self._cell(size_class, index, tag)):
-                freed += self._release(size_class, index, tag)
+                freed += self._release(size_class, index, tag, owner)
         self._inside(self._recount)
         return freed
 
@@ -232,7 +249,7 @@ class Allocator:
         for size_class in self.layout.classes:
             for start, tags in self._chunks(size_class):  # A1 take, A3 retire, A4 retag
                 for index, tag in enumerate(tags, start):
-                    if tag & OWNER == slot + 1 and not self.layout.is_damaged(tag):
+                    if tag & USED and tag & OWNER == slot and not self.layout.is_damaged(tag):
                         yield size_class, index, tag
 
     def _chunks(self, size_class: SizeClass) -> Iterator[tuple[int, list[int]]]:
@@ -257,10 +274,10 @@ class Allocator:
 
     # Changes, each from outside the section
 
-    def _release(self, size_class: SizeClass, index: int, tag: int) -> bool:
+    def _release(self, size_class: SizeClass, index: int, tag: int, owner: int) -> bool:
         """Free a cell unless its tag is another by now; return whether it was this one."""
-        if size_class.cell_nbytes >= GIVE_BACK:
-            retired = tag & ~OWNER | RETIRED | (self._owner() + 1)
+        if owner and size_class.cell_nbytes >= GIVE_BACK:
+            retired = tag & ~OWNER | RETIRED | owner
             if not self._inside(self._exchange, size_class, index, tag, retired):  # A3 retire
                 return False
             tag = retired

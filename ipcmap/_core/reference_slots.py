@@ -140,6 +140,16 @@ class SlotTable:
             return number
         return self._claim()
 
+    def known(self) -> int:
+        """Return this process's slot number, 0 where it has claimed none."""
+        number: int = self._own[_NUMBER]  # F3 know
+        return number if self._wiped or self._page.ours else 0
+
+    def is_dying(self, number: int, generation: int) -> bool:
+        """Return whether a slot still is that of one who died, whose steps are being taken."""
+        dying: bool = self._words[number * at.SLOT] == generation << at.STATE_BITS | at.DYING
+        return dying
+
     def generation(self) -> int:
         """Return the generation of this process's slot: how many others had it before."""
         self.slot()
