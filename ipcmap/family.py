@@ -34,7 +34,7 @@ class ExitRecord:
 
     Attributes:
         pid: Its pid.
-        exitcode: As in :mod:`multiprocessing`: the code it exited with, or minus
+        exitcode: As in multiprocessing: the code it exited with, or minus
             the signal that ended it; ``None`` where nobody knows.
         signal: The signal that ended it, else ``None``.
         exception: The exception that ended it, if it left word.
