@@ -10,7 +10,7 @@ from typing import Any
 from ipcmap import Mapping
 from ipcmap._core import reference_ring as engine
 from ipcmap._core.reference_ring_batches import RingBatches
-from ipcmap._core.reference_ring_waiting import CLOSED, EMPTY, FULL
+from ipcmap._core.reference_ring_waiting import CLOSED, DONE, Side
 from ipcmap._deadline import Deadline
 
 CAPACITY = 256
@@ -32,48 +32,46 @@ class Ring(RingBatches):
     def push(self, data: bytes, timeout: float | None = None) -> bool:
         """Put, waiting for room; False = none within ``timeout``."""
         deadline = Deadline(timeout)
-        while outcome := self.put(data, deadline):
-            if outcome == FULL:
-                outcome = self.wait(self.producers, deadline)
-            if outcome == CLOSED:
-                raise Closed
-            if outcome == EMPTY and not deadline.remaining():
+        while (outcome := self.put(data, deadline)) != DONE:
+            if not self.may_go_on(self.producers, outcome, deadline):
                 return False
         return True
 
     def pull(self, timeout: float | None = None) -> bytes | None:
         """Get, waiting for a record; None = none within ``timeout``."""
         deadline = Deadline(timeout)
-        while True:
-            record = self.get(deadline)
-            if isinstance(record, bytes):
-                return record
-            outcome = self.wait(self.consumers, deadline)
-            if outcome == CLOSED:
-                raise Closed
-            if outcome == EMPTY and not deadline.remaining():
+        while not isinstance(record := self.get(deadline), bytes):
+            if not self.may_go_on(self.consumers, record, deadline):
                 return None
+        return record
 
     def push_many(self, records: list[bytes], timeout: float | None = None) -> int:
         """Put them all, waiting for room; return how many went in within ``timeout``."""
         deadline, done = Deadline(timeout), 0
         while done < len(records):
             outcome, done = self.put_many(records, done, deadline)
-            if outcome == FULL:
-                outcome = self.wait(self.producers, deadline)
-            if outcome == CLOSED:
-                raise Closed
-            if outcome == EMPTY and not deadline.remaining():
+            if outcome != DONE and not self.may_go_on(self.producers, outcome, deadline):
                 break
         return done
 
     def pull_many(self, most: int) -> list[bytes]:
         """Get what is there, waiting for the first."""
         deadline = Deadline(None)
-        while not (taken := self.get_many(most, deadline)):
-            if self.wait(self.consumers, deadline) == CLOSED:
-                raise Closed
+        while isinstance(taken := self.get_many(most, deadline), int):
+            self.may_go_on(self.consumers, taken, deadline)
         return taken
+
+    def may_go_on(self, side: Side, outcome: int, deadline: Deadline) -> bool:
+        """Wait after an attempt that did not come off; False = the time is over."""
+        if outcome >= 0:
+            outcome = self.wait(side, outcome, deadline)
+        if outcome == CLOSED:
+            raise Closed
+        return outcome == DONE or bool(deadline.remaining())
+
+    def end(self) -> None:
+        """Close it."""
+        self.close(Deadline(30))
 
     def drain(self) -> list[bytes]:
         """Take all that is there."""
@@ -81,7 +79,7 @@ class Ring(RingBatches):
 
     def backlog(self) -> int:
         """Count the records that were put and not taken."""
-        gets, puts = self.counts()
+        gets, puts = self.counts(Deadline(30))
         return puts - gets
 
 

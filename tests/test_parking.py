@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import signal
 import time
 from types import FrameType
@@ -74,6 +75,17 @@ def test_what_a_signal_handler_raises_comes_out_unchanged(place: Place) -> None:
 def test_a_handler_that_returns_ends_the_sleep_as_if_in_vain(place: Place) -> None:
     """The caller looks again, and sleeps on if there is nothing to do."""
     previous = signal.signal(signal.SIGALRM, lambda *_: None)
+    signal.setitimer(signal.ITIMER_REAL, 0.01)
+    try:
+        assert not parking.sleep(place.address, 30)
+    finally:
+        signal.signal(signal.SIGALRM, previous)
+
+
+def test_a_handler_that_changes_errno_changes_nothing(place: Place) -> None:
+    """The sleep goes by what the C library returned."""
+    library = ctypes.CDLL(None, use_errno=True)
+    previous = signal.signal(signal.SIGALRM, lambda *_: library.close(-1))
     signal.setitimer(signal.ITIMER_REAL, 0.01)
     try:
         assert not parking.sleep(place.address, 30)

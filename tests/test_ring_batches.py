@@ -33,7 +33,7 @@ def test_batches_come_out_as_they_went_in(most: int, chance: random.Random) -> N
 
     assert len(sent) > 500
     assert received == sent
-    assert ring.counts() == (len(sent), len(sent))
+    assert ring.counts(Deadline(30)) == (len(sent), len(sent))
 
 
 def test_single_records_and_batches_mix(chance: random.Random) -> None:
@@ -104,7 +104,7 @@ def test_a_consumer_killed_at_any_store_of_get_many(store: int, before: bool, fo
     """The batch of its unfinished call is in doubt, and nothing else."""
     ring, batch = Ring(), [b"a", b"b", b"c", b"d"]
     ring.push_many(batch, 0)
-    ring.wait(ring.consumers, Deadline(0))
+    ring.wait(ring.consumers, 0, Deadline(0))
 
     def get() -> None:
         set_trap(ring, store, before, die)
@@ -115,3 +115,23 @@ def test_a_consumer_killed_at_any_store_of_get_many(store: int, before: bool, fo
     expected = batch[3:] if consumed else batch
     assert ring.backlog() == len(expected)
     assert ring.drain() == expected
+
+
+def test_a_view_of_wide_items_is_refused_before_it_is_stored() -> None:
+    """Its length in items is not its length in bytes, and would reach into the next record."""
+    ring = Ring()
+    ring.push(b"kept")
+    wide = memoryview(bytes(24)).cast("Q")
+
+    with pytest.raises(ValueError, match="single bytes"):
+        ring.put_many([wide], 0, Deadline(0))
+    assert ring.drain() == [b"kept"]
+
+
+def test_lengths_that_never_repeat_cost_no_more_than_their_number() -> None:
+    """Runs are tried only as far as the last ones carried."""
+    ring = Ring(1 << 18)
+    records = [b"x" * (7 + number % 2) for number in range(6000)]
+
+    assert ring.push_many(records, 0) == 6000
+    assert ring.pull_many(10_000) == records

@@ -15,6 +15,8 @@ from hypothesis.strategies import binary
 
 from children import Fork
 from ipcmap._core import ring_layout as at
+from ipcmap._core.reference_ring_waiting import CLOSED, DONE
+from ipcmap._deadline import Deadline
 from ring_harness import CAPACITY, Closed, Ring
 
 
@@ -30,7 +32,7 @@ def test_records_come_out_as_they_went_in() -> None:
 
     assert received == records
     assert ring.pull(0) is None
-    assert ring.counts() == (2000, 2000)
+    assert ring.counts(Deadline(30)) == (2000, 2000)
 
 
 @pytest.mark.parametrize("length", [0, 1, 7, 8, 9, 120])
@@ -122,7 +124,7 @@ def test_every_record_of_many_producers_reaches_one_of_many_consumers(
     takers = [fork(consume, name) for name in range(consumers)]
     givers = [fork(produce, name) for name in range(producers)]
     assert [giver.wait() for giver in givers] == [0] * producers
-    ring.close()
+    ring.end()
     assert [taker.wait() for taker in takers] == [0] * consumers
 
     received = [tuple(map(int, record.split())) for record in results.drain()]
@@ -156,7 +158,7 @@ def test_threads_share_one_ring(chance: random.Random) -> None:
         thread.start()
     for thread in givers:
         thread.join()
-    ring.close()
+    ring.end()
     for thread in takers:
         thread.join()
 
@@ -215,8 +217,8 @@ def test_close_lets_consumers_take_what_is_left() -> None:
     ring = Ring()
     ring.push(b"one")
     ring.push(b"two")
-    ring.close()
-    ring.close()
+    ring.end()
+    ring.end()
 
     with pytest.raises(Closed):
         ring.push(b"three")
@@ -242,6 +244,59 @@ def test_close_wakes_all_who_wait(side: str, fork: Fork) -> None:
     children = [fork(wait) for _ in range(3)]
     while ring._words[sleeping] < 3:
         os.sched_yield()
-    ring.close()
+    ring.end()
 
     assert [child.wait() for child in children] == [0, 0, 0]
+
+
+# What several processes of one side may do to each other
+
+
+def test_a_record_that_a_sibling_saw_first_is_no_reason_to_wait() -> None:
+    """An attempt that found nothing goes by what it saw, not by what is noted afterwards."""
+    ring = Ring()
+    mine = ring.get(Deadline(0))
+    ring.push(b"one")
+    ring.wait(ring.consumers, 0, Deadline(0))  # a sibling looks, and notes the record
+
+    assert mine == 0
+    assert ring.wait(ring.consumers, 0, Deadline(0)) == DONE
+    assert ring.pull(0) == b"one"
+
+
+def test_a_ring_that_is_closed_meanwhile_is_not_over_before_it_is_empty() -> None:
+    """The end is only told to whoever saw all there was."""
+    ring = Ring()
+    assert ring.get(Deadline(0)) == 0
+    ring.push(b"last")
+    ring.wait(ring.consumers, 0, Deadline(0))
+    ring.end()
+
+    assert ring.wait(ring.consumers, 0, Deadline(0)) == DONE
+    assert ring.pull(0) == b"last"
+    assert ring.wait(ring.consumers, 16, Deadline(0)) == CLOSED
+
+
+def test_room_that_a_sibling_saw_first_is_no_reason_to_wait() -> None:
+    """As for records, so for room."""
+    ring = Ring(64)
+    while ring.push(b"", 0):
+        pass
+    mine = ring.put(b"", Deadline(0))
+    ring.drain()
+    ring.wait(ring.producers, mine, Deadline(0))
+
+    assert ring.wait(ring.producers, mine, Deadline(0)) == DONE
+    assert ring.push(b"x", 0)
+
+
+@pytest.mark.parametrize("capacity", [64, 128, 1024])
+def test_the_longest_record_fits_an_empty_ring_at_every_offset(capacity: int) -> None:
+    """What is not longer than that never waits for ever."""
+    for offset in range(0, capacity, 8):
+        ring = Ring(capacity)
+        for _ in range(offset // 8):
+            ring.push(b"", 0)
+            ring.pull(0)
+        assert ring.push(bytes(ring.longest), 0)
+        assert ring.pull(0) == bytes(ring.longest)

@@ -67,3 +67,14 @@ def test_a_damaged_capacity_is_refused_at_attach() -> None:
         ring._words[at.CAPACITY] = capacity
         with pytest.raises(Damaged, match=f"capacity={capacity}"):
             RingBatches(ring._memory, ring.mapping.address)
+
+
+def test_a_write_position_out_of_reach_is_damage_and_no_full_ring() -> None:
+    """A producer would wait for ever for room that cannot come."""
+    ring = Ring()
+    ring._words[at.WRITE_POS] = CAPACITY + 8
+
+    with pytest.raises(Damaged):
+        ring.push(b"x", 0)
+    with pytest.raises(Damaged):
+        ring.push_many([b"x"], 0)

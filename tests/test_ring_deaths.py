@@ -16,7 +16,7 @@ from children import Fork
 from ipcmap import Mapping
 from ipcmap._core import reference_sections as sections
 from ipcmap._core import ring_layout as at
-from ipcmap._core.reference_ring_waiting import Stalled
+from ipcmap._core.reference_sections import Stalled
 from ipcmap._deadline import Deadline
 from ring_harness import Ring, die, set_trap
 
@@ -35,7 +35,7 @@ def test_a_producer_killed_at_any_store_of_put(
         ring.push(b"", 0)
         ring.pull(0)
     ring.push(b"old", 0)
-    ring.wait(ring.producers, Deadline(0))  # the look at read_pos is not of the put
+    ring.wait(ring.producers, 0, Deadline(0))  # the look at read_pos is not of the put
 
     def put() -> None:
         set_trap(ring, store, before, die)
@@ -60,7 +60,7 @@ def test_a_consumer_killed_at_any_store_of_get(store: int, before: bool, fork: F
     ring = Ring()
     for record in (b"first", b"second", b"third"):
         ring.push(record, 0)
-    ring.wait(ring.consumers, Deadline(0))  # the look at write_pos is not of the get
+    ring.wait(ring.consumers, 0, Deadline(0))  # the look at write_pos is not of the get
 
     def get() -> None:
         set_trap(ring, store, before, die)
@@ -264,6 +264,45 @@ def test_handlers_that_raise_in_put_and_get_break_nothing(chance: random.Random)
     assert len(put - set(received)) <= doubtful_gets
     assert ring.backlog() == 0
     assert [sections.unlock(s) for s in (ring.producers.section, ring.consumers.section)] == [1, 1]
+
+
+def test_a_wait_ends_in_time_though_the_other_side_is_stopped_inside(fork: Fork) -> None:
+    """Not even to be no sleeper any more does it wait for the one who is stopped."""
+    ring, steps = Ring(), Mapping.anonymous(8)
+
+    def stop_inside() -> None:
+        while not ring._words[at.CONSUMERS_SLEEPING]:
+            os.sched_yield()
+        set_trap(ring, 1, True, lambda: os.kill(os.getpid(), signal.SIGSTOP))
+        ring.push(b"late", 0)
+
+    def wait() -> None:
+        assert ring.pull(0.5) is None
+        steps[0] = 1
+
+    waiter, stopped = fork(wait), fork(stop_inside)
+    os.waitpid(stopped.pid, os.WUNTRACED)
+    assert waiter.wait() == 0
+    assert steps[0] == 1
+
+    os.kill(stopped.pid, signal.SIGCONT)
+    assert stopped.wait() == 0
+    assert ring.drain() == [b"late"]
+
+
+def test_an_error_that_a_handler_lets_out_of_a_nested_call_leaves_no_section_held(
+    fork: Fork,
+) -> None:
+    """The outer call ends with it, before its commit, and others go on."""
+    ring = Ring()
+
+    trap = set_trap(ring, 3, True, lambda: ring.push(b"inner", 0))
+    with pytest.raises(sections.Reentered):
+        ring.push(b"outer", 0)
+    ring._words = trap.memory
+
+    assert fork(ring.push, b"other", 0).wait() == 0
+    assert ring.drain() == [b"other"]
 
 
 def test_a_handler_that_uses_the_ring_it_interrupts_gets_an_error() -> None:

@@ -27,9 +27,13 @@ class Place:
         sections.initialise(self.section)
 
     def enter(self, timeout: float | None = None) -> bool:
-        """Enter as engine code does, without its try."""
-        result = sections.trylock(self.section)
-        return sections.enter(self.section, Deadline(timeout), result) if result else True
+        """Enter, and stay inside; False = not before the timeout."""
+        try:
+            if answer := sections.trylock(self.section):
+                sections.enter(self.section, Deadline(timeout), [answer])
+        except sections.Stalled:
+            return False
+        return True
 
     def leave(self) -> int:
         """Leave; EPERM where it is not held."""
@@ -37,18 +41,12 @@ class Place:
         return answer
 
     def add_one(self) -> None:
-        """Count in the first word, in the shape that the header prescribes."""
-        held = self.section
-        try:
-            if result := sections.trylock(held):
-                sections.enter(held, Deadline(None), result)
-            self.words[0] += 1
-        except sections.Reentered:
-            held = 0
-            raise
-        finally:
-            if held:
-                sections.unlock(held)
+        """Count in the first word."""
+        sections.inside(self.section, Deadline(None), self.count)
+
+    def count(self) -> None:
+        """Add one, inside."""
+        self.words[0] += 1
 
 
 @pytest.fixture
@@ -182,7 +180,7 @@ def test_a_thread_that_re_enters_gets_an_error_and_the_outer_use_stays(
 
 
 def test_leaving_what_is_not_held_changes_nothing(place: Place, fork: Fork) -> None:
-    """A broken-off entry may call unlock all the same."""
+    """The owner is a thread, and the C library tells others apart."""
     assert place.leave() == errno.EPERM
     place.enter()
 
@@ -232,6 +230,66 @@ def test_handlers_that_raise_anywhere_leave_no_section_held(place: Place, fork: 
 
     assert raised == 2000
     assert fork(place.add_one).wait() == 0
+
+
+def test_an_error_of_a_handler_that_re_enters_leaves_the_outer_use_whole(place: Place) -> None:
+    """What the handler lets out ends the outer change, and the section is free again."""
+
+    def interrupted() -> None:
+        place.add_one()  # as a handler would, in the middle of a change
+
+    with pytest.raises(sections.Reentered):
+        sections.inside(place.section, Deadline(None), interrupted)
+
+    assert place.leave() == errno.EPERM
+    place.add_one()
+
+
+def test_an_entry_broken_off_within_an_entry_leaves_the_outer_use_its_section(
+    place: Place, fork: Fork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A handler that re-enters, and is itself interrupted before it learns that."""
+
+    def interrupt(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    def interrupted() -> int:
+        monkeypatch.setattr(sections, "enter", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            place.add_one()
+        monkeypatch.undo()
+        return fork(lambda: place.enter(0) and os._exit(3)).wait()
+
+    assert sections.inside(place.section, Deadline(None), interrupted) == 0
+
+
+@pytest.mark.parametrize("consistent", [False, True])
+def test_an_entry_after_a_death_may_be_broken_off_before_it_is_complete(
+    place: Place, fork: Fork, consistent: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The mutex must not be given up in the state that makes it useless for ever."""
+
+    def die_inside() -> None:
+        place.enter()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    fork(die_inside).wait()
+    make_consistent = sections._consistent
+
+    def interrupt(section: int) -> None:
+        if consistent:
+            make_consistent(section)
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sections, "_consistent", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        place.add_one()
+
+    assert place.leave() == errno.EPERM
+    assert fork(place.add_one).wait() == 0
+    place.add_one()
+    assert place.words[0] == 2
 
 
 def test_a_storm_of_deaths_inside_wedges_nobody(place: Place, fork: Fork) -> None:

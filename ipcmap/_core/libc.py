@@ -14,6 +14,7 @@ from typing import Any
 
 __all__ = [
     "PR_SET_PDEATHSIG",
+    "WAIT_CLOCK",
     "IoVec",
     "TimeSpec",
     "madvise",
@@ -31,6 +32,10 @@ __all__ = [
 
 _library = ctypes.CDLL(None, use_errno=True)
 
+# What the waits of the C library take before their moment: the monotonic clock, from
+# glibc 2.30 on. Older ones and musl measure on the wall clock alone.
+WAIT_CLOCK: tuple[int, ...] = (time.CLOCK_MONOTONIC,) if hasattr(_library, "sem_clockwait") else ()
+
 
 class IoVec(ctypes.Structure):
     """``struct iovec``: where some bytes begin and how many they are."""
@@ -39,14 +44,14 @@ class IoVec(ctypes.Structure):
 
 
 class TimeSpec(ctypes.Structure):
-    """``struct timespec``: a moment of the wall clock, where C asks for one."""
+    """``struct timespec``: a moment of the clock that waits are measured on."""
 
     _fields_ = (("seconds", ctypes.c_long), ("nanoseconds", ctypes.c_long))
 
     @classmethod
     def after(cls, seconds: float) -> TimeSpec:
         """Return the moment ``seconds`` from now."""
-        until = time.time() + seconds
+        until = (time.monotonic() if WAIT_CLOCK else time.time()) + seconds
         return cls(int(until), int(until % 1 * 1e9))
 
 

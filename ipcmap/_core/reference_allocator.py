@@ -71,7 +71,7 @@ from ipcmap._core.layout import (
     Layout,
     SizeClass,
 )
-from ipcmap._core.reference_sections import Reentered, enter, initialise, trylock, unlock
+from ipcmap._core.reference_sections import Reentered, initialise, inside
 from ipcmap._deadline import Deadline
 from ipcmap.errors import ArenaFull, BusyError, CorruptError, StaleHandle
 
@@ -289,22 +289,19 @@ class Allocator:
 
     def _inside(self, change: Callable[..., Result], *arguments: object) -> Result:
         """Call ``change`` in the section, whose counts are right then."""
-        held = self._section
         try:
-            if result := trylock(held):
-                enter(held, _FOR_EVER, result)
-            if self._words[JOURNAL]:
-                self._recount()
-            return change(*arguments)
+            result: Result = inside(self._section, _FOR_EVER, self._change, change, *arguments)
         except Reentered:
-            held = 0
             raise BusyError(
                 "arena is being changed by the code that this signal handler or finalizer "
                 "interrupted; leave the handler first"
             ) from None
-        finally:
-            if held:
-                unlock(held)
+        return result
+
+    def _change(self, change: Callable[..., Result], *arguments: object) -> Result:
+        if self._words[JOURNAL]:
+            self._recount()
+        return change(*arguments)
 
     # Inside the section
 

@@ -26,19 +26,24 @@ sees the sleeper; no fence is needed. wake() posts only if no token lies there
 unused: one token wakes one, who takes what it can and wakes the next if it leaves
 anything behind.
 
+A consumer that leaves records behind wakes the next; so does whoever leaves the place
+by an exception, or finds the end; and a producer that was woken wakes the next, since
+what is too little room for one may be enough for another.
+
 If a process dies between P1 and P4, sleepers stays too high: every later change
 costs a look at the semaphore, and at most one token lies unused. Sleepers is never
 too low. If one dies with its token taken (P4), or between P5 and P6, a sleeper
-sleeps on to the end of its slice.
+sleeps on to the end of its slice; so it does where a handler that raises comes
+between P5 and P6, or a woken producer still finds too little room and sleeps again
+before the next could take the token.
 """
 
 from __future__ import annotations
 
 import ctypes
-import errno
 import os
 
-from ipcmap._core.libc import TimeSpec
+from ipcmap._core.libc import WAIT_CLOCK, TimeSpec
 
 __all__ = ["NBYTES", "SLEEPERS", "initialise", "sleep", "wake"]
 
@@ -46,10 +51,14 @@ NBYTES = 64
 SLEEPERS = 32  # offset in bytes
 
 _library = ctypes.CDLL(None, use_errno=True)
-_holding_the_gil = ctypes.PyDLL(None, use_errno=True)
+_holding_the_gil = ctypes.PyDLL(None)
 
-_timedwait = _library.sem_timedwait
-_timedwait.argtypes = (ctypes.c_void_p, ctypes.POINTER(TimeSpec))
+_wait = _library.sem_clockwait if WAIT_CLOCK else _library.sem_timedwait
+_wait.argtypes = (
+    ctypes.c_void_p,
+    *(ctypes.c_int for _ in WAIT_CLOCK),
+    ctypes.POINTER(TimeSpec),
+)
 _post = _holding_the_gil.sem_post
 _getvalue = _holding_the_gil.sem_getvalue
 _post.argtypes = (ctypes.c_void_p,)
@@ -68,14 +77,11 @@ def initialise(address: int) -> None:
 def sleep(address: int, seconds: float) -> bool:
     """Sleep until woken, for ``seconds`` at most; return whether a token was taken.
 
-    A signal handler runs at once, and what it raises comes out unchanged.
+    A signal handler runs at once, and what it raises comes out unchanged; one that
+    returns ends the sleep.
     """
-    if _timedwait(address, TimeSpec.after(seconds)) == 0:
-        return True
-    number = ctypes.get_errno()
-    if number in (errno.ETIMEDOUT, errno.EINTR):
-        return False
-    raise OSError(number, os.strerror(number))
+    # errno is not asked: a handler may have run, and changed it, before we could.
+    return bool(_wait(address, *WAIT_CLOCK, TimeSpec.after(seconds)) == 0)
 
 
 def wake(address: int) -> None:

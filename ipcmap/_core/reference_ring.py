@@ -1,8 +1,9 @@
 """The ring of the reference engine: records through shared bytes, any number at both ends.
 
-Two positions that only grow; an index is a position cut to the capacity. Nothing is
-read or written outside the section that guards it, so nothing here rests on the
-order in which a processor makes stores visible.
+Two positions that only grow; an index is a position cut to the capacity. What decides
+is read and written in the section that guards it, so nothing here rests on the order
+in which a processor makes stores visible. (A glance from outside, to spin or to wake
+one more sleeper, decides nothing.)
 
 Shared fields (ring_layout has their places)
   in the producers' section, changed by producers alone:
@@ -36,7 +37,8 @@ If a process dies (or a signal handler raises)
                and stores it
   before R2    the record is read again by the next consumer
   after R2     it was the one record of an unfinished get
-  elsewhere    nothing of the ring has changed but a sleeper too many
+  elsewhere    nothing of the ring has changed but a sleeper too many, or a wake-up
+               that comes at the end of a slice
 
 Invariants: 0 <= write_pos - read_pos <= capacity; a record never wraps; positions are
 multiples of 8. What breaks them is Damaged, not a crash: every word is copied once,
@@ -45,20 +47,13 @@ checked, and then used.
 
 from __future__ import annotations
 
+from errno import EBUSY, EOWNERDEAD
+
 from ipcmap._core import reference_parking as parking
 from ipcmap._core import reference_sections as sections
 from ipcmap._core import ring_layout as at
-from ipcmap._core.reference_ring_waiting import (
-    CLOSED,
-    DONE,
-    EMPTY,
-    FULL,
-    LARGEST,
-    Damaged,
-    RingWaiting,
-    Stalled,
-)
-from ipcmap._core.reference_sections import Reentered, enter, trylock, unlock
+from ipcmap._core.reference_ring_waiting import CLOSED, DONE, LARGEST, Damaged, RingWaiting
+from ipcmap._core.reference_sections import abandon, enter, inside, trylock, unlock
 from ipcmap._core.ring_layout import (
     CONSUMERS_SLEEPING,
     FIRST_RECORD,
@@ -103,13 +98,23 @@ class RingCore(RingWaiting):
     """A ring as one process holds it. Its methods make one attempt each; ``wait`` waits."""
 
     def put(self, data: bytes | memoryview, deadline: Deadline) -> int:
-        """Append one record if there is room; DONE, FULL or CLOSED."""
+        """Append one record if there is room.
+
+        Returns:
+            DONE, CLOSED, or the read_pos that left no room: what ``wait`` is to wait
+            beyond. A record longer than ``longest`` may never find room.
+        """
         words, length = self._words, len(data)
         need = 8 + (length + 7 & ~7)
-        held = self._producers_section
+        answer, section = EBUSY, self._producers_section
         try:
-            if (answer := trylock(held)) and not enter(held, deadline, answer):  # X1
-                raise Stalled
+            (answer,) = map(trylock, (section,))  # X1
+            if answer:
+                answers = [answer]
+                try:
+                    enter(section, deadline, answers)
+                finally:
+                    answer = answers[-1]
             if words[at.CLOSED]:
                 return CLOSED
             write_pos, puts = words[WRITE_POS], words[PUTS]
@@ -118,11 +123,12 @@ class RingCore(RingWaiting):
             index = write_pos & self._mask
             to_end = self.capacity - index
             total = need if need <= to_end else need + to_end
-            backlog = write_pos - words[SEEN_READ_POS]
-            if backlog + total > self.capacity:
-                return FULL
-            if backlog < 0 or write_pos & 7 or (write_pos | puts) > LARGEST:
+            seen: int = words[SEEN_READ_POS]
+            backlog = write_pos - seen
+            if not 0 <= backlog <= self.capacity or write_pos & 7 or (write_pos | puts) > LARGEST:
                 raise Damaged(f"write_pos={write_pos}, backlog={backlog}, puts={puts}")
+            if backlog + total > self.capacity:
+                return seen
             number = (puts & NUMBER_MASK) << NUMBER_SHIFT
             if total != need:
                 words[FIRST_RECORD + (index >> 3)] = number | PADDING_KIND | to_end - 8
@@ -135,28 +141,37 @@ class RingCore(RingWaiting):
             words[WRITE_POS] = write_pos  # R1 publish
             words[PUTS] = puts
             sleepers = words[CONSUMERS_SLEEPING]  # P5 look
-        except Reentered:
-            held = 0
-            raise
         finally:
-            if held:
-                unlock(held)  # X2
+            if not answer:
+                unlock(section)  # X2
+            elif answer == EOWNERDEAD:
+                abandon(section)
         if sleepers:
             parking.wake(self._consumers_parking)  # P6 post
         return DONE
 
     def get(self, deadline: Deadline) -> bytes | int:
-        """Take the oldest record; EMPTY if none was seen when last looked for."""
+        """Take the oldest record.
+
+        Returns:
+            The record, or the write_pos up to which all was taken: what ``wait`` is
+            to wait beyond.
+        """
         words = self._words
-        held = self._consumers_section
+        answer, section = EBUSY, self._consumers_section
         try:
-            if (answer := trylock(held)) and not enter(held, deadline, answer):  # X1
-                raise Stalled
+            (answer,) = map(trylock, (section,))  # X1
+            if answer:
+                answers = [answer]
+                try:
+                    enter(section, deadline, answers)
+                finally:
+                    answer = answers[-1]
             read_pos, gets, seen = words[READ_POS], words[GETS], words[SEEN_WRITE_POS]
             if words[NEXT_GETS] != gets:
                 gets = self._settle(GETS, NEXT_GETS, READ_POS, NEXT_READ_POS)
             if read_pos == seen:
-                return EMPTY
+                return int(seen)
             begin, length, after = self._record(read_pos, seen, gets)
             record = bytes(self._memory[begin : begin + length])
             words[NEXT_READ_POS] = after
@@ -164,16 +179,17 @@ class RingCore(RingWaiting):
             words[READ_POS] = after  # R2 consume
             words[GETS] = gets
             sleepers = words[PRODUCERS_SLEEPING]  # P5 look
-        except Reentered:
-            held = 0
-            raise
         finally:
-            if held:
-                unlock(held)  # X2
+            if not answer:
+                unlock(section)  # X2
+            elif answer == EOWNERDEAD:
+                abandon(section)
         if sleepers:
             parking.wake(self._producers_parking)  # P6 post
-        if after != seen and words[CONSUMERS_SLEEPING]:
-            parking.wake(self._consumers_parking)  # what is left behind is for the next
+        if (after != seen or words[at.CLOSED]) and words[CONSUMERS_SLEEPING]:
+            parking.wake(
+                self._consumers_parking
+            )  # what is left behind, or the end, is for the next
         return record
 
     def _record(self, read_pos: int, seen: int, gets: int) -> tuple[int, int, int]:
@@ -198,8 +214,11 @@ class RingCore(RingWaiting):
             )
         return RECORDS + 8 + index, length, read_pos + size
 
-    def close(self) -> None:
-        """End it: producers are refused from now on, consumers take what is left."""
+    def close(self, deadline: Deadline) -> None:
+        """End it: producers are refused from now on, consumers take what is left.
+
+        Broken off, by Stalled or a signal handler, it is to be called again.
+        """
 
         def close() -> int:
             self._words[at.CLOSED] = 1  # E1 end
@@ -209,19 +228,15 @@ class RingCore(RingWaiting):
             self._words[at.ENDED] = 1  # E1 end
             return self._words[PRODUCERS_SLEEPING]
 
-        if self._inside(self._producers_section, Deadline(None), close):
+        if inside(self._producers_section, deadline, close):
             parking.wake(self._consumers_parking)
-        if self._inside(self._consumers_section, Deadline(None), end):
+        if inside(self._consumers_section, deadline, end):
             parking.wake(self._producers_parking)
 
-    def counts(self) -> tuple[int, int]:
+    def counts(self, deadline: Deadline) -> tuple[int, int]:
         """Return the records ever taken and ever put, in this order of looking."""
-        deadline = Deadline(None)
-        consumed, produced = self._consumers_section, self._producers_section
-        gets = self._inside(
-            consumed, deadline, lambda: self._settle(GETS, NEXT_GETS, READ_POS, NEXT_READ_POS)
-        )
-        puts = self._inside(
-            produced, deadline, lambda: self._settle(PUTS, NEXT_PUTS, WRITE_POS, NEXT_WRITE_POS)
-        )
+        consumed = GETS, NEXT_GETS, READ_POS, NEXT_READ_POS
+        produced = PUTS, NEXT_PUTS, WRITE_POS, NEXT_WRITE_POS
+        gets = inside(self._consumers_section, deadline, self._settle, *consumed)
+        puts = inside(self._producers_section, deadline, self._settle, *produced)
         return gets, puts

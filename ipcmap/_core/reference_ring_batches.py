@@ -9,15 +9,18 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
+from errno import EBUSY, EOWNERDEAD
 
 from ipcmap._core import reference_parking as parking
 from ipcmap._core import ring_layout as at
 from ipcmap._core.reference_ring import PADDING_KIND, RingCore
-from ipcmap._core.reference_ring_waiting import CLOSED, DONE, FULL, LARGEST, Damaged, Stalled
-from ipcmap._core.reference_sections import Reentered, enter, trylock, unlock
+from ipcmap._core.reference_ring_waiting import CLOSED, DONE, LARGEST, Damaged
+from ipcmap._core.reference_sections import abandon, enter, trylock, unlock
 from ipcmap._deadline import Deadline
 
 __all__ = ["RingBatches"]
+
+_FIRST_RUN = 16  # records that are tried as one run; doubles while the lengths stay alike
 
 
 class RingBatches(RingCore):
@@ -28,25 +31,41 @@ class RingBatches(RingCore):
     ) -> tuple[int, int]:
         """Append records from ``begin`` on, as many as there is room for, in one commit.
 
-        Returns what came of it and the index of the first that did not go in. FULL
-        and CLOSED mean that none did.
+        Args:
+            records: Each of bytes, or a view of single bytes.
+            begin: The first to put.
+            deadline: When to stop waiting for the section.
+
+        Returns:
+            What came of it, as ``put`` says, and the index of the first that did not
+            go in. Only with DONE did any.
         """
         words = self._words
-        lengths, done = list(map(len, records)), begin
-        held = self._producers_section
+        batch = records[begin : begin + self.capacity // 8]
+        lengths, done, run = list(map(len, batch)), 0, _FIRST_RUN
+        answer, section = EBUSY, self._producers_section
         try:
-            if (answer := trylock(held)) and not enter(held, deadline, answer):  # X1
-                raise Stalled
+            (answer,) = map(trylock, (section,))  # X1
+            if answer:
+                answers = [answer]
+                try:
+                    enter(section, deadline, answers)
+                finally:
+                    answer = answers[-1]
             if words[at.CLOSED]:
                 return CLOSED, begin
             write_pos, puts = words[at.WRITE_POS], words[at.PUTS]
             if words[at.NEXT_PUTS] != puts:
                 puts = self._settle(at.PUTS, at.NEXT_PUTS, at.WRITE_POS, at.NEXT_WRITE_POS)
             seen = words[at.SEEN_READ_POS]
-            if seen > write_pos or write_pos & 7 or (write_pos | puts) > LARGEST:
+            if (
+                not 0 <= write_pos - seen <= self.capacity
+                or write_pos & 7
+                or (write_pos | puts) > LARGEST
+            ):
                 raise Damaged(f"write_pos={write_pos}, seen_read_pos={seen}, puts={puts}")
             full = seen + self.capacity
-            while done < len(records):
+            while done < len(batch):
                 size = 8 + (lengths[done] + 7 & ~7)
                 index = write_pos & self._mask
                 to_end = self.capacity - index
@@ -60,26 +79,26 @@ class RingBatches(RingCore):
                 most = min(to_end, full - write_pos) // size
                 if most < 1:
                     break
-                count = self._write_run(records, lengths, done, most, index, puts)
+                count = self._write_run(batch, lengths, done, min(most, run), index, puts)
+                run = 2 * run if count == run else _FIRST_RUN
                 write_pos += count * size
                 puts += count
                 done += count
-            if done == begin:
-                return FULL, begin
+            if not done:
+                return seen, begin
             words[at.NEXT_WRITE_POS] = write_pos
             words[at.NEXT_PUTS] = puts
             words[at.WRITE_POS] = write_pos  # R1 publish
             words[at.PUTS] = puts
             sleepers = words[at.CONSUMERS_SLEEPING]  # P5 look
-        except Reentered:
-            held = 0
-            raise
         finally:
-            if held:
-                unlock(held)  # X2
+            if not answer:
+                unlock(section)  # X2
+            elif answer == EOWNERDEAD:
+                abandon(section)
         if sleepers:
             parking.wake(self._consumers_parking)  # P6 post
-        return DONE, done
+        return DONE, begin + done
 
     def _write_run(
         self,
@@ -101,6 +120,8 @@ class RingBatches(RingCore):
         count = _leading(lengths[done : done + most], length)
         size = 8 + (length + 7 & ~7)
         data = bytes(size - length).join(records[done : done + count])
+        if len(data) != count * size - (size - length):
+            raise ValueError("record is no view of single bytes; pass memoryview(...).cast('B')")
         begin = at.RECORDS + 8 + index
         self._memory[begin : begin + len(data)] = data
         first = at.FIRST_RECORD + (index >> 3)
@@ -108,36 +129,49 @@ class RingBatches(RingCore):
         self._words[first : first + count * (size >> 3) : size >> 3] = headers
         return count
 
-    def get_many(self, most: int, deadline: Deadline) -> list[bytes]:
-        """Take the oldest records, ``most`` at most, in one commit; none if none was seen."""
+    def get_many(self, most: int, deadline: Deadline) -> list[bytes] | int:
+        """Take the oldest records, ``most`` at most, in one commit.
+
+        Returns:
+            The records, or what ``get`` returns where there is none.
+        """
         words = self._words
         taken: list[bytes] = []
-        held = self._consumers_section
+        run = _FIRST_RUN
+        answer, section = EBUSY, self._consumers_section
         try:
-            if (answer := trylock(held)) and not enter(held, deadline, answer):  # X1
-                raise Stalled
+            (answer,) = map(trylock, (section,))  # X1
+            if answer:
+                answers = [answer]
+                try:
+                    enter(section, deadline, answers)
+                finally:
+                    answer = answers[-1]
             read_pos, gets, seen = words[at.READ_POS], words[at.GETS], words[at.SEEN_WRITE_POS]
             if words[at.NEXT_GETS] != gets:
                 gets = self._settle(at.GETS, at.NEXT_GETS, at.READ_POS, at.NEXT_READ_POS)
+            if read_pos == seen:
+                return int(seen)
             while read_pos != seen and len(taken) < most:
-                read_pos = self._read_run(read_pos, seen, gets, most, taken)
-            if not taken:
-                return taken
+                known = len(taken)
+                read_pos = self._read_run(read_pos, seen, gets, min(most, known + run), taken)
+                run = 2 * run if len(taken) == known + run else _FIRST_RUN
             words[at.NEXT_READ_POS] = read_pos
             words[at.NEXT_GETS] = gets = gets + len(taken)
             words[at.READ_POS] = read_pos  # R2 consume
             words[at.GETS] = gets
             sleepers = words[at.PRODUCERS_SLEEPING]  # P5 look
-        except Reentered:
-            held = 0
-            raise
         finally:
-            if held:
-                unlock(held)  # X2
+            if not answer:
+                unlock(section)  # X2
+            elif answer == EOWNERDEAD:
+                abandon(section)
         if sleepers:
             parking.wake(self._producers_parking)  # P6 post
-        if read_pos != seen and words[at.CONSUMERS_SLEEPING]:
-            parking.wake(self._consumers_parking)  # what is left behind is for the next
+        if (read_pos != seen or words[at.CLOSED]) and words[at.CONSUMERS_SLEEPING]:
+            parking.wake(
+                self._consumers_parking
+            )  # what is left behind, or the end, is for the next
         return taken
 
     def _read_run(self, read_pos: int, seen: int, gets: int, most: int, taken: list[bytes]) -> int:

@@ -9,19 +9,17 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 from ipcmap._core import reference_parking as parking
 from ipcmap._core import ring_layout as at
-from ipcmap._core.reference_sections import Reentered, enter, trylock, unlock
+from ipcmap._core.reference_sections import Stalled, inside
 from ipcmap._deadline import Deadline
 
 __all__ = [
     "CLOSED",
     "DONE",
     "EMPTY",
-    "FULL",
     "LARGEST",
     "Damaged",
     "RingWaiting",
@@ -29,19 +27,14 @@ __all__ = [
     "Stalled",
 ]
 
-# What an attempt came to, where it is no record.
-DONE, FULL, EMPTY, CLOSED = range(4)
+# What an attempt or a wait came to. An attempt that found no room, or no record,
+# returns the position of the other side that it went by: no negative number.
+DONE, CLOSED, EMPTY = -1, -2, -3
 
 LARGEST = 2**63 - 1  # of a position or count: at a byte a nanosecond, 292 years
 
 _SLICE = 1.0  # seconds asleep at most; a token that a death took costs this much
 _SPIN = 50e-6  # seconds of looking before sleeping, where there is a second CPU
-
-Result = TypeVar("Result")
-
-
-class Stalled(Exception):
-    """The deadline passed while another process, alive, was inside a section."""
 
 
 class Damaged(Exception):
@@ -73,6 +66,7 @@ class RingWaiting:
         if capacity < 64 or capacity & (capacity - 1) or memory.nbytes < at.RECORDS + capacity:
             raise Damaged(f"capacity={capacity}, nbytes={memory.nbytes}")
         self._mask = capacity - 1
+        self.longest = capacity // 2 - 8  # of records that fit an empty ring at any offset
         self._producers_section = address + at.PRODUCERS_SECTION
         self._consumers_section = address + at.CONSUMERS_SECTION
         self._consumers_parking = address + at.CONSUMERS_PARKING
@@ -88,12 +82,13 @@ class RingWaiting:
             self._consumers_parking, at.CONSUMERS_SLEEPING,
         )  # fmt: skip
 
-    def wait(self, side: Side, deadline: Deadline) -> int:
-        """Wait for the other side to move on; DONE = try again, EMPTY = in vain, CLOSED = over.
+    def wait(self, side: Side, seen: int, deadline: Deadline) -> int:
+        """Wait for the other side to move on from ``seen``, which an attempt returned.
 
-        CLOSED for consumers means that nothing will come, and all was taken.
+        Returns:
+            DONE = it has, try again. EMPTY = not before the deadline, or within a
+            slice. CLOSED = it never will; what is before ``seen`` was taken.
         """
-        seen = self._inside(side.section, deadline, lambda: self._words[side.seen])
         outcome = self._look(side, seen, deadline)
         if outcome != EMPTY or not deadline.remaining():
             return outcome
@@ -104,53 +99,57 @@ class RingWaiting:
             return outcome
         try:
             parking.sleep(side.parking, deadline.slice(_SLICE))  # P3 sleep
-        finally:
-            outcome = self._look(side, seen, Deadline(None), leaving=1)  # P4 woken
-        if outcome == CLOSED and self._words[side.sleepers]:
-            parking.wake(side.parking)  # each of those who sleep wakes the next at the end
+        except BaseException:
+            self._leave(side, seen)
+            self._wake_next(side)  # the token may have been ours
+            raise
+        outcome = self._leave(side, seen)  # P4 woken
+        if outcome == CLOSED or (outcome == DONE and side is self.producers):
+            self._wake_next(side)
         return outcome
+
+    def _leave(self, side: Side, seen: int) -> int:
+        """Look, and be no sleeper any more; EMPTY if the section is not to be had."""
+        try:
+            return self._look(side, seen, Deadline(0), leaving=1)
+        except Stalled:
+            return EMPTY
+
+    def _wake_next(self, side: Side) -> None:
+        if self._words[side.sleepers]:
+            parking.wake(side.parking)
 
     def _look(
         self, side: Side, seen: int, deadline: Deadline, *, arriving: int = 0, leaving: int = 0
     ) -> int:
         """Look whether the other side has moved since ``seen``, and note that for our side."""
-        words = self._words
-
-        def look() -> tuple[int, int]:
-            pos, ended, sleepers = words[side.other_pos], words[side.other_ended], leaving
-            if leaving or (pos == seen and not ended):
-                sleepers = words[side.sleepers] + arriving - leaving
-                words[side.sleepers] = min(max(0, sleepers), LARGEST)
-            return pos, ended
-
-        def note() -> None:
-            # Another process of our side may have noted a later one meanwhile.
-            latest, own = max(pos, words[side.seen]), words[side.own_pos]
-            if not 0 <= (latest - own) * side.sign <= self.capacity:
-                raise Damaged(f"position={own}, the other side's={latest}")
-            words[side.seen] = latest
-
-        pos, ended = self._inside(side.other_section, deadline, look)
+        pos, ended = inside(
+            side.other_section, deadline, self._look_across, side, seen, arriving, leaving
+        )
         if pos < seen:
             raise Damaged(f"the other side's position={pos}, earlier={seen}")
         if pos > seen:
-            self._inside(side.section, deadline, note)
+            inside(side.section, deadline, self._note, side, pos)
             return DONE
         return CLOSED if ended else EMPTY
 
-    def _inside(self, section: int, deadline: Deadline, change: Callable[[], Result]) -> Result:
-        """Run ``change``, which waits for nothing, in a section."""
-        held = section
-        try:
-            if (answer := trylock(held)) and not enter(held, deadline, answer):  # X1
-                raise Stalled
-            return change()
-        except Reentered:
-            held = 0
-            raise
-        finally:
-            if held:
-                unlock(held)  # X2
+    def _look_across(self, side: Side, seen: int, arriving: int, leaving: int) -> tuple[int, int]:
+        """Read the other side's words, in its section; be a sleeper, or be none any more."""
+        words = self._words
+        pos, ended = words[side.other_pos], words[side.other_ended]
+        if leaving or (arriving and pos == seen and not ended):
+            sleepers = words[side.sleepers] + arriving - leaving
+            words[side.sleepers] = min(max(0, sleepers), LARGEST)
+        return pos, ended
+
+    def _note(self, side: Side, pos: int) -> None:
+        """Note the other side's position, in our section."""
+        words = self._words
+        # Another process of our side may have noted a later one meanwhile.
+        latest, own = max(pos, words[side.seen]), words[side.own_pos]
+        if not 0 <= (latest - own) * side.sign <= self.capacity:
+            raise Damaged(f"position={own}, the other side's={latest}")
+        words[side.seen] = latest
 
     def _settle(self, count: int, next_count: int, pos: int, next_pos: int) -> int:
         """Finish a change that was broken off after its commit; return the right count."""

@@ -312,22 +312,21 @@ class SlotTable:
 
     def _inside(self, change: Callable[..., _Result], *arguments: object) -> _Result:
         """Call a function in the section, once a burial that was broken off is finished."""
-        held = self._section
         try:
-            if result := sections.trylock(held):
-                sections.enter(held, _FOREVER, result)
-            if self._words[at.H_JOURNAL_SLOT]:
-                self._finish_burial()
-            return change(*arguments)
+            result: _Result = sections.inside(
+                self._section, _FOREVER, self._change, change, *arguments
+            )
         except sections.Reentered:
-            held = 0
             raise BusyError(
                 "a signal handler cannot use the slot table that it interrupted: "
                 f"pid={os.getpid()}; return from the handler first"
             ) from None
-        finally:
-            if held:
-                sections.unlock(held)
+        return result
+
+    def _change(self, change: Callable[..., _Result], *arguments: object) -> _Result:
+        if self._words[at.H_JOURNAL_SLOT]:
+            self._finish_burial()
+        return change(*arguments)
 
     def _copy(self, number: int) -> Slot:
         base = number * at.SLOT
