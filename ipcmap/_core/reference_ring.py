@@ -56,6 +56,7 @@ from ipcmap._core.reference_ring_waiting import CLOSED, DONE, LARGEST, Damaged, 
 from ipcmap._core.reference_sections import abandon, enter, inside, trylock, unlock
 from ipcmap._core.ring_layout import (
     CONSUMERS_SLEEPING,
+    CONSUMERS_WORDS,
     FIRST_RECORD,
     GETS,
     LENGTH_MASK,
@@ -66,11 +67,10 @@ from ipcmap._core.ring_layout import (
     NUMBER_MASK,
     NUMBER_SHIFT,
     PRODUCERS_SLEEPING,
+    PRODUCERS_WORDS,
     PUTS,
     READ_POS,
     RECORDS,
-    SEEN_READ_POS,
-    SEEN_WRITE_POS,
     WRITE_POS,
 )
 from ipcmap._deadline import Deadline
@@ -78,6 +78,8 @@ from ipcmap._deadline import Deadline
 __all__ = ["PADDING_KIND", "RingCore", "initialise", "nbytes"]
 
 PADDING_KIND = at.PADDING << at.KIND_SHIFT
+
+_six_words = at.SIX_WORDS.unpack_from
 
 
 def nbytes(capacity: int) -> int:
@@ -115,20 +117,19 @@ class RingCore(RingWaiting):
                     enter(section, deadline, answers)
                 finally:
                     answer = answers[-1]
-            if words[at.CLOSED]:
+            write_pos, puts, _, next_puts, seen, closed = _six_words(self._memory, PRODUCERS_WORDS)
+            if closed:
                 return CLOSED
-            write_pos, puts = words[WRITE_POS], words[PUTS]
-            if words[NEXT_PUTS] != puts:
+            if next_puts != puts:
                 puts = self._settle(PUTS, NEXT_PUTS, WRITE_POS, NEXT_WRITE_POS)
             index = write_pos & self._mask
             to_end = self.capacity - index
             total = need if need <= to_end else need + to_end
-            seen: int = words[SEEN_READ_POS]
             backlog = write_pos - seen
             if not 0 <= backlog <= self.capacity or write_pos & 7 or (write_pos | puts) > LARGEST:
                 raise Damaged(f"write_pos={write_pos}, backlog={backlog}, puts={puts}")
             if backlog + total > self.capacity:
-                return seen
+                return int(seen)
             number = (puts & NUMBER_MASK) << NUMBER_SHIFT
             if total != need:
                 words[FIRST_RECORD + (index >> 3)] = number | PADDING_KIND | to_end - 8
@@ -167,13 +168,13 @@ class RingCore(RingWaiting):
                     enter(section, deadline, answers)
                 finally:
                     answer = answers[-1]
-            read_pos, gets, seen = words[READ_POS], words[GETS], words[SEEN_WRITE_POS]
-            if words[NEXT_GETS] != gets:
+            read_pos, gets, _, next_gets, seen, _ = _six_words(self._memory, CONSUMERS_WORDS)
+            if next_gets != gets:
                 gets = self._settle(GETS, NEXT_GETS, READ_POS, NEXT_READ_POS)
             if read_pos == seen:
                 return int(seen)
             begin, length, after = self._record(read_pos, seen, gets)
-            record = bytes(self._memory[begin : begin + length])
+            record = self._memory[begin : begin + length].tobytes()
             words[NEXT_READ_POS] = after
             words[NEXT_GETS] = gets = gets + 1
             words[READ_POS] = after  # R2 consume
@@ -198,6 +199,12 @@ class RingCore(RingWaiting):
         if not 8 <= left <= self.capacity or read_pos & 7 or (read_pos | gets) > LARGEST:
             raise Damaged(f"read_pos={read_pos}, seen_write_pos={seen}, gets={gets}")
         header = self._words[FIRST_RECORD + (index >> 3)]
+        # The usual record: the next number, no padding, all of it there.
+        length = header & LENGTH_MASK
+        size = 8 + (length + 7 & ~7)
+        usual = (gets & NUMBER_MASK) << NUMBER_SHIFT | length
+        if header == usual and size <= left and index + size <= self.capacity:
+            return RECORDS + 8 + index, length, read_pos + size
         if header >> at.KIND_SHIFT & at.KIND_MASK == at.PADDING:
             read_pos += self.capacity - index
             left -= self.capacity - index
