@@ -178,7 +178,7 @@ def test_a_storm_of_kills_loses_no_committed_record(
     noted = notes.view().cast("Q")
     seen = Mapping.anonymous(8 * 2)
     taken = seen.view().cast("Q")
-    log = Ring(1 << 20)
+    log = Ring(1 << 27)  # all that is ever taken
     lost_at_most = 0
 
     def produce(name: int) -> None:
