@@ -1,6 +1,7 @@
 """A range of mapped pages, and the copies in and out of it that cannot fault.
 
-This file is the one place that maps and unmaps. Pages are unmapped when the
+This file is the one place that maps and unmaps what others may have too, memory
+or a file (a process's own page is private_page's). Pages are unmapped when the
 last reference to them goes: a view, or a copy under way in another thread,
 holds one, so nothing is ever taken from under a use.
 

@@ -14,11 +14,12 @@ import pytest
 
 from children import Fork
 from ipcmap import Mapping
+from ipcmap._core import reference_parking as parking
 from ipcmap._core import reference_sections as sections
 from ipcmap._core import ring_layout as at
 from ipcmap._core.reference_sections import Stalled
 from ipcmap._deadline import Deadline
-from ring_harness import Ring, die, set_trap
+from ring_harness import Closed, Ring, die, set_trap
 
 Result = TypeVar("Result")
 
@@ -122,6 +123,54 @@ def test_a_record_reaches_a_live_sleeper_when_the_one_woken_is_killed(fork: Fork
 
     assert results.pull(30) == b"kept"
     assert other.wait() == 0
+
+
+def test_a_record_whose_producer_was_killed_before_its_post_is_late_and_not_lost(
+    fork: Fork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was committed; the sleeper finds it at the end of its slice."""
+    ring, results = Ring(), Ring()
+
+    def put() -> None:
+        monkeypatch.setattr(parking, "wake", lambda place: die())
+        ring.push(b"kept")
+
+    consumer = fork(lambda: results.push(ring.pull() or b""))
+    while not ring._words[at.CONSUMERS_SLEEPING]:
+        os.sched_yield()
+    assert fork(put).wait() == -signal.SIGKILL
+
+    assert results.pull(30) == b"kept"
+    assert consumer.wait() == 0
+
+
+@pytest.mark.parametrize("before", [True, False])
+@pytest.mark.parametrize("store", [1, 2])
+def test_a_closer_killed_at_either_store_leaves_a_ring_that_can_be_closed(
+    store: int, before: bool, fork: Fork
+) -> None:
+    """Open, or closed for producers and drained by consumers; another close completes it."""
+    ring = Ring()
+    ring.push(b"kept")
+
+    def close() -> None:
+        set_trap(ring, store, before, die)
+        ring.end()
+
+    assert fork(close).wait() == -signal.SIGKILL
+    if store == 1 and before:
+        assert ring.push(b"still open", 0)
+        assert ring.drain() == [b"kept", b"still open"]
+        assert ring.pull(0) is None
+    else:
+        with pytest.raises(Closed):
+            ring.push(b"refused", 0)
+        assert ring.pull(0) == b"kept"
+    ring.end()
+    with pytest.raises(Closed):
+        ring.pull()
+    with pytest.raises(Closed):
+        ring.push(b"refused")
 
 
 def test_others_go_on_while_a_consumer_is_stopped(fork: Fork) -> None:

@@ -104,18 +104,18 @@ class Histories:
         """Return the new states that one operation leads to, whole or broken off."""
         found: list[State] = []
         for operation, records in PUTS.items():
-            self.every_crash(state, operation, lambda r=records: r, found)  # type: ignore[misc]
+            self.every_crash(state, operation, records, found)
         for taker in GETS:
             self.every_crash(state, taker, None, found)
         for look in LOOKS:
-            self.every_crash(state, look, tuple, found)
+            self.every_crash(state, look, (), found)
         return found
 
     def every_crash(
         self,
         state: State,
         operation: Callable[[Ring], object],
-        puts: Callable[[], Records] | None,
+        puts: Records | None,
         found: list[State],
     ) -> None:
         """Run an operation whole, and broken off before each of its stores; check what is left."""
@@ -134,11 +134,11 @@ class Histories:
             finally:
                 self.ring._words = self.words
             after = self.counts()
-            records = state.records + (puts()[: after[1] - before[1]] if puts else ())
+            records = state.records + (puts or ())[: after[1] - before[1]]
             taken = after[0] - before[0]
             if not crashed and puts is None:
                 assert result == records[:taken]
-            if not crashed and puts not in (None, tuple):
+            if not crashed and puts:
                 assert isinstance(result, tuple)
                 assert result[1] == after[1] - before[1]
             self.check(records[taken:], found)

@@ -56,7 +56,6 @@ from ipcmap._core.reference_ring_waiting import CLOSED, DONE, LARGEST, Damaged, 
 from ipcmap._core.reference_sections import abandon, enter, inside, trylock, unlock
 from ipcmap._core.ring_layout import (
     CONSUMERS_SLEEPING,
-    CONSUMERS_WORDS,
     FIRST_RECORD,
     GETS,
     LENGTH_MASK,
@@ -67,10 +66,11 @@ from ipcmap._core.ring_layout import (
     NUMBER_MASK,
     NUMBER_SHIFT,
     PRODUCERS_SLEEPING,
-    PRODUCERS_WORDS,
     PUTS,
     READ_POS,
     RECORDS,
+    SEEN_READ_POS,
+    SEEN_WRITE_POS,
     WRITE_POS,
 )
 from ipcmap._deadline import Deadline
@@ -78,8 +78,6 @@ from ipcmap._deadline import Deadline
 __all__ = ["PADDING_KIND", "RingCore", "initialise", "nbytes"]
 
 PADDING_KIND = at.PADDING << at.KIND_SHIFT
-
-_six_words = at.SIX_WORDS.unpack_from
 
 
 def nbytes(capacity: int) -> int:
@@ -117,10 +115,10 @@ class RingCore(RingWaiting):
                     enter(section, deadline, answers)
                 finally:
                     answer = answers[-1]
-            write_pos, puts, _, next_puts, seen, closed = _six_words(self._memory, PRODUCERS_WORDS)
-            if closed:
+            if words[at.CLOSED]:
                 return CLOSED
-            if next_puts != puts:
+            write_pos, puts, seen = words[WRITE_POS], words[PUTS], words[SEEN_READ_POS]
+            if words[NEXT_PUTS] != puts:
                 puts = self._settle(PUTS, NEXT_PUTS, WRITE_POS, NEXT_WRITE_POS)
             index = write_pos & self._mask
             to_end = self.capacity - index
@@ -168,8 +166,8 @@ class RingCore(RingWaiting):
                     enter(section, deadline, answers)
                 finally:
                     answer = answers[-1]
-            read_pos, gets, _, next_gets, seen, _ = _six_words(self._memory, CONSUMERS_WORDS)
-            if next_gets != gets:
+            read_pos, gets, seen = words[READ_POS], words[GETS], words[SEEN_WRITE_POS]
+            if words[NEXT_GETS] != gets:
                 gets = self._settle(GETS, NEXT_GETS, READ_POS, NEXT_READ_POS)
             if read_pos == seen:
                 return int(seen)

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
-from errno import EBUSY, EOWNERDEAD
 
 from ipcmap._core import reference_parking as parking
 from ipcmap._core import ring_layout as at
 from ipcmap._core.reference_ring import PADDING_KIND, RingCore
 from ipcmap._core.reference_ring_waiting import CLOSED, DONE, LARGEST, Damaged
-from ipcmap._core.reference_sections import abandon, enter, trylock, unlock
+from ipcmap._core.reference_sections import inside
 from ipcmap._deadline import Deadline
 
 __all__ = ["RingBatches"]
@@ -40,65 +39,58 @@ class RingBatches(RingCore):
             What came of it, as ``put`` says, and the index of the first that did not
             go in. Only with DONE did any.
         """
-        words = self._words
         batch = records[begin : begin + self.capacity // 8]
-        lengths, done, run = list(map(len, batch)), 0, _FIRST_RUN
-        answer, section = EBUSY, self._producers_section
-        try:
-            (answer,) = map(trylock, (section,))  # X1
-            if answer:
-                answers = [answer]
-                try:
-                    enter(section, deadline, answers)
-                finally:
-                    answer = answers[-1]
-            if words[at.CLOSED]:
-                return CLOSED, begin
-            write_pos, puts = words[at.WRITE_POS], words[at.PUTS]
-            if words[at.NEXT_PUTS] != puts:
-                puts = self._settle(at.PUTS, at.NEXT_PUTS, at.WRITE_POS, at.NEXT_WRITE_POS)
-            seen = words[at.SEEN_READ_POS]
-            if (
-                not 0 <= write_pos - seen <= self.capacity
-                or write_pos & 7
-                or (write_pos | puts) > LARGEST
-            ):
-                raise Damaged(f"write_pos={write_pos}, seen_read_pos={seen}, puts={puts}")
-            full = seen + self.capacity
-            while done < len(batch):
-                size = 8 + (lengths[done] + 7 & ~7)
-                index = write_pos & self._mask
-                to_end = self.capacity - index
-                if size > to_end:
-                    if write_pos + to_end + size > full:
-                        break
-                    number = (puts & at.NUMBER_MASK) << at.NUMBER_SHIFT
-                    words[at.FIRST_RECORD + (index >> 3)] = number | PADDING_KIND | to_end - 8
-                    write_pos += to_end
-                    continue
-                most = min(to_end, full - write_pos) // size
-                if most < 1:
-                    break
-                count = self._write_run(batch, lengths, done, min(most, run), index, puts)
-                run = 2 * run if count == run else _FIRST_RUN
-                write_pos += count * size
-                puts += count
-                done += count
-            if not done:
-                return seen, begin
-            words[at.NEXT_WRITE_POS] = write_pos
-            words[at.NEXT_PUTS] = puts
-            words[at.WRITE_POS] = write_pos  # R1 publish
-            words[at.PUTS] = puts
-            sleepers = words[at.CONSUMERS_SLEEPING]  # P5 look
-        finally:
-            if not answer:
-                unlock(section)  # X2
-            elif answer == EOWNERDEAD:
-                abandon(section)
+        outcome, done, sleepers = inside(
+            self._producers_section, deadline, self._append, batch, list(map(len, batch))
+        )
         if sleepers:
             parking.wake(self._consumers_parking)  # P6 post
-        return DONE, begin + done
+        return outcome, begin + done
+
+    def _append(
+        self, batch: Sequence[bytes | memoryview], lengths: list[int]
+    ) -> tuple[int, int, int]:
+        """Append what there is room for, inside: the outcome, how many, and who sleeps."""
+        words, done, run = self._words, 0, _FIRST_RUN
+        if words[at.CLOSED]:
+            return CLOSED, 0, 0
+        write_pos, puts = words[at.WRITE_POS], words[at.PUTS]
+        if words[at.NEXT_PUTS] != puts:
+            puts = self._settle(at.PUTS, at.NEXT_PUTS, at.WRITE_POS, at.NEXT_WRITE_POS)
+        seen = words[at.SEEN_READ_POS]
+        if (
+            not 0 <= write_pos - seen <= self.capacity
+            or write_pos & 7
+            or (write_pos | puts) > LARGEST
+        ):
+            raise Damaged(f"write_pos={write_pos}, seen_read_pos={seen}, puts={puts}")
+        full = seen + self.capacity
+        while done < len(batch):
+            size = 8 + (lengths[done] + 7 & ~7)
+            index = write_pos & self._mask
+            to_end = self.capacity - index
+            if size > to_end:
+                if write_pos + to_end + size > full:
+                    break
+                number = (puts & at.NUMBER_MASK) << at.NUMBER_SHIFT
+                words[at.FIRST_RECORD + (index >> 3)] = number | PADDING_KIND | to_end - 8
+                write_pos += to_end
+                continue
+            most = min(to_end, full - write_pos) // size
+            if most < 1:
+                break
+            count = self._write_run(batch, lengths, done, min(most, run), index, puts)
+            run = 2 * run if count == run else _FIRST_RUN
+            write_pos += count * size
+            puts += count
+            done += count
+        if not done:
+            return int(seen), 0, 0
+        words[at.NEXT_WRITE_POS] = write_pos
+        words[at.NEXT_PUTS] = puts
+        words[at.WRITE_POS] = write_pos  # R1 publish
+        words[at.PUTS] = puts
+        return DONE, done, words[at.CONSUMERS_SLEEPING]  # P5 look
 
     def _write_run(
         self,
@@ -111,8 +103,8 @@ class RingBatches(RingCore):
     ) -> int:
         """Write records of one length side by side, ``most`` at most; return how many.
 
-        A join places their bytes and one strided store their headers, which costs a
-        tenth of a loop over them.
+        A join places their bytes and one strided store their headers, which costs far
+        less than a loop over them.
         """
         length = lengths[done]
         number = puts & at.NUMBER_MASK
@@ -135,44 +127,35 @@ class RingBatches(RingCore):
         Returns:
             The records, or what ``get`` returns where there is none.
         """
-        words = self._words
-        taken: list[bytes] = []
-        run = _FIRST_RUN
-        answer, section = EBUSY, self._consumers_section
-        try:
-            (answer,) = map(trylock, (section,))  # X1
-            if answer:
-                answers = [answer]
-                try:
-                    enter(section, deadline, answers)
-                finally:
-                    answer = answers[-1]
-            read_pos, gets, seen = words[at.READ_POS], words[at.GETS], words[at.SEEN_WRITE_POS]
-            if words[at.NEXT_GETS] != gets:
-                gets = self._settle(at.GETS, at.NEXT_GETS, at.READ_POS, at.NEXT_READ_POS)
-            if read_pos == seen:
-                return int(seen)
-            while read_pos != seen and len(taken) < most:
-                known = len(taken)
-                read_pos = self._read_run(read_pos, seen, gets, min(most, known + run), taken)
-                run = 2 * run if len(taken) == known + run else _FIRST_RUN
-            words[at.NEXT_READ_POS] = read_pos
-            words[at.NEXT_GETS] = gets = gets + len(taken)
-            words[at.READ_POS] = read_pos  # R2 consume
-            words[at.GETS] = gets
-            sleepers = words[at.PRODUCERS_SLEEPING]  # P5 look
-        finally:
-            if not answer:
-                unlock(section)  # X2
-            elif answer == EOWNERDEAD:
-                abandon(section)
+        taken, seen, left_behind, sleepers = inside(
+            self._consumers_section, deadline, self._take, most
+        )
+        if not taken:
+            return seen
         if sleepers:
             parking.wake(self._producers_parking)  # P6 post
-        if (read_pos != seen or words[at.CLOSED]) and words[at.CONSUMERS_SLEEPING]:
-            parking.wake(
-                self._consumers_parking
-            )  # what is left behind, or the end, is for the next
+        if (left_behind or self._words[at.CLOSED]) and self._words[at.CONSUMERS_SLEEPING]:
+            parking.wake(self._consumers_parking)  # what is left, or the end, is for the next
         return taken
+
+    def _take(self, most: int) -> tuple[list[bytes], int, bool, int]:
+        """Take records, inside: them, what was seen, whether any are left, and who sleeps."""
+        words, run = self._words, _FIRST_RUN
+        taken: list[bytes] = []
+        read_pos, gets, seen = words[at.READ_POS], words[at.GETS], words[at.SEEN_WRITE_POS]
+        if words[at.NEXT_GETS] != gets:
+            gets = self._settle(at.GETS, at.NEXT_GETS, at.READ_POS, at.NEXT_READ_POS)
+        if read_pos == seen:
+            return taken, int(seen), False, 0
+        while read_pos != seen and len(taken) < most:
+            known = len(taken)
+            read_pos = self._read_run(read_pos, seen, gets, min(most, known + run), taken)
+            run = 2 * run if len(taken) == known + run else _FIRST_RUN
+        words[at.NEXT_READ_POS] = read_pos
+        words[at.NEXT_GETS] = gets = gets + len(taken)
+        words[at.READ_POS] = read_pos  # R2 consume
+        words[at.GETS] = gets
+        return taken, int(seen), read_pos != seen, words[at.PRODUCERS_SLEEPING]  # P5 look
 
     def _read_run(self, read_pos: int, seen: int, gets: int, most: int, taken: list[bytes]) -> int:
         """Add to ``taken`` records of one length that lie side by side; return where they end."""

@@ -22,8 +22,6 @@ the record that follows it. Words are u64 in the machine's byte order.
 
 from __future__ import annotations
 
-import struct
-
 __all__: list[str] = []
 
 PRODUCERS_SECTION = 0
@@ -38,11 +36,6 @@ CONSUMERS_SLEEPING = (CONSUMERS_PARKING + 32) // 8
 READ_POS, GETS, NEXT_READ_POS, NEXT_GETS, SEEN_WRITE_POS, ENDED = range(32, 38)
 PRODUCERS_SLEEPING = (PRODUCERS_PARKING + 32) // 8
 CAPACITY = 384 // 8
-
-# A side's words from its position on, as one call reads them: in its own section, where
-# nobody else writes them.
-PRODUCERS_WORDS, CONSUMERS_WORDS = 64, 256
-SIX_WORDS = struct.Struct("6Q")
 FIRST_RECORD = RECORDS // 8
 
 HEADER = 8  # bytes
