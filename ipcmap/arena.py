@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, SupportsIndex
 
 from ipcmap._core import backend as loaded_backend
 from ipcmap._core.header import check_header, write_header
-from ipcmap._core.layout import MAX_PROCESSES, MIN_RESERVE, SLOTS_SECTION, WORD, Layout
+from ipcmap._core.layout import MAX_PROCESSES, MIN_RESERVE, SLOTS_SECTION, WORD, Kind, Layout
 from ipcmap._core.reference_allocator import Allocator, Cell
 from ipcmap._core.reference_sections import initialise
 from ipcmap.errors import ArenaFull, BusyError, ClosedError, NotInherited
@@ -213,14 +213,16 @@ class Arena:
         nbytes = byte_count("nbytes", nbytes)
         if nbytes < 0:
             raise ValueError(f"length must not be negative: nbytes={nbytes}")
+        return Block._made(self, self._allocate(nbytes, Kind.BYTES))
+
+    def _allocate(self, nbytes: int, kind: int) -> Cell:
         inside = self._open()
         try:
-            cell = inside.allocator.allocate(nbytes)
+            return inside.allocator.allocate(nbytes, kind)
         except ArenaFull:
             if not inside.family.sweep():
                 raise
-            cell = inside.allocator.allocate(nbytes)
-        return Block._made(self, cell)
+            return inside.allocator.allocate(nbytes, kind)
 
     # The family
 
@@ -286,7 +288,7 @@ class Arena:
         self._inside = None
 
     def __reduce__(self) -> tuple[Callable[[int], Arena], tuple[int]]:
-        return _inherited, (self._id,)
+        return inherited_arena, (self._id,)
 
     # Inside
 
@@ -419,8 +421,12 @@ def _free_blocks_of_the_dead(reference: weakref.ref[Arena]) -> Callable[[int, in
     return free
 
 
-def _inherited(arena_id: int) -> Arena:
-    """Return the arena of this id; called by pickle."""
+def inherited_arena(arena_id: int) -> Arena:
+    """Return the arena of this id; called by pickle.
+
+    Raises:
+        NotInherited: This process does not have it.
+    """
     arena = _arenas.get(arena_id)
     if arena is None:
         raise NotInherited(
@@ -434,7 +440,7 @@ def _inherited(arena_id: int) -> Arena:
 
 def _found(arena_id: int, offset: int, generation: int, kind: int) -> Block:
     """Return a handle of a block that is there still; called by pickle."""
-    arena = _inherited(arena_id)
+    arena = inherited_arena(arena_id)
     return Block._made(arena, arena._open().allocator.find(offset, generation, kind))
 
 

@@ -28,8 +28,8 @@ with which everything fits: 1/64 of a reserve that is a power of two, up to 16 T
 
 A tag, from its lowest bit on:
 
-    20 bits  owner's slot number, 1 and up; 0 = the cell is free
-     1 bit   used: set with an owner, so that most damage shows
+    20 bits  owner's slot number, 1 and up; 0 in a used cell = the whole family
+     1 bit   used
      1 bit   retired: no handle is good any more
      2 bits  zero
      8 bits  kind of object in the block
@@ -65,6 +65,7 @@ __all__ = [
     "VERSION",
     "WORD",
     "HeaderWord",
+    "Kind",
     "Layout",
     "SizeClass",
 ]
@@ -83,6 +84,15 @@ class HeaderWord:
     MAGIC, VERSION, ENGINE, ARENA_ID, RESERVED, LIMIT, MAX_PROCESSES, PID_NAMESPACE, CREATOR = (
         range(9)
     )
+
+
+class Kind:
+    """What a block is for: the kinds in its tag, 0 to 255."""
+
+    BYTES = 0  # the caller's own
+    RECORD, LEASED, RETURNED = 1, 2, 3  # a record on its way through a ring
+    PRODUCER, LEAVING = 4, 5  # a producer's word that it is attached to a ring
+    RING, LOCK, SEMAPHORE = 16, 17, 18
 
 
 ALLOCATOR_SECTION = 128  # bytes
@@ -185,7 +195,7 @@ class Layout:
     def is_damaged(self, tag: int) -> bool:
         """Return whether no allocator would store such a tag."""
         owned = tag & USED and not tag & _ZERO and tag >> GENERATION_SHIFT
-        return bool(tag & STATE) and not (owned and 0 < tag & OWNER <= self.max_processes)
+        return bool(tag & STATE) and not (owned and tag & OWNER <= self.max_processes)
 
     def locate(self, offset: int) -> tuple[SizeClass, int] | None:
         """Return class and number of the cell that begins at ``offset``, if one does."""

@@ -9,7 +9,8 @@ Shared fields (places: layout.py)           written by            guard
   bytes in use   of all classes             allocate and free     the section, under the journal
   journal  class being changed + 1, classes + 1 = all, 0 = none   the section
 
-A tag is the whole truth about its cell: owner (0 = free), kind, generation. A retired
+A tag is the whole truth about its cell: used or free, owner (0 = the family, which no
+sweep buries), kind, generation. A retired
 one is used and owned, but no handle is good any more: its memory is being given back.
 
 Invariants
@@ -171,13 +172,17 @@ class Allocator:
         while not self._release(*self._tag_of(cell), self._owner()):
             pass
 
-    def retag(self, cell: Cell, owner: int) -> None:
-        """Hand a block to another slot; errors as ``free``."""
+    def retag(self, cell: Cell, owner: int, kind: int | None = None) -> Cell:
+        """Hand a block to another slot, 0 = the family, perhaps as another kind; return it so.
+
+        Errors as ``free``.
+        """
+        kind = cell.kind if kind is None else kind
         while True:
             size_class, index, tag = self._tag_of(cell)
-            new = tag & ~OWNER | owner
+            new = tag & ~(OWNER | (KINDS - 1) << KIND_SHIFT) | kind << KIND_SHIFT | owner
             if self._inside(self._exchange, size_class, index, tag, new):  # A4 retag
-                return
+                return cell._replace(kind=kind)
 
     def owned_by(self, slot: int) -> Iterator[Cell]:
         """Yield the blocks of a slot: each was its own at some moment of the search."""

@@ -1,0 +1,135 @@
+"""What all shared objects in an arena have in common: a block, handles that travel, an end.
+
+A structure belongs to the process that made it until somebody else can have a handle
+of it; from then on it is the family's, and outlives every one of its processes. It is
+shared by the first fork after its birth, and by the first pickle.
+
+    made ---> its maker's:  freed with the last handle, or with the maker's death
+    shared -> the family's: freed by destroy(), or with the arena
+"""
+
+from __future__ import annotations
+
+import os
+import weakref
+from typing import Any, ClassVar, Self
+
+from ipcmap._core.reference_allocator import Allocator, Cell
+from ipcmap.arena import Arena, default_arena, inherited_arena
+from ipcmap.errors import BusyError, IpcmapError
+
+__all__ = ["Structure"]
+
+
+class Structure:
+    """Base of what lives in a block of an arena and is used through handles.
+
+    A handle keeps the arena from being closed in its process.
+    """
+
+    _kind: ClassVar[int]
+
+    __slots__ = (
+        "__weakref__", "_address", "_allocator", "_arena", "_cell", "_maker", "_memory",
+    )  # fmt: skip
+
+    _allocator: Allocator
+    _arena: Arena
+    _cell: Cell
+    _maker: int  # pid of the one process that can have a handle, 0 = it is shared
+    _memory: memoryview
+    _address: int
+
+    def _make(self, arena: Arena | None, nbytes: int, zeroed: int) -> None:
+        """Take a block, of which the first bytes are zeroed, and be its first handle."""
+        arena = arena or default_arena()
+        while _left_behind:
+            allocator, cell = _left_behind.pop()
+            _free(allocator, cell)
+        cell = arena._allocate(nbytes, self._kind)
+        self._place(arena, cell)
+        self._memory[:zeroed] = bytes(zeroed)
+        self._maker = os.getpid()
+        _unshared.add(self)
+
+    def _place(self, arena: Arena, cell: Cell) -> None:
+        inside = arena._open()
+        self._arena, self._cell, self._allocator = arena, cell, inside.allocator
+        self._maker = 0
+        window = inside.pages.window()
+        self._memory = window[cell.offset : cell.offset + cell.nbytes]
+        self._address = inside.pages.address + cell.offset
+
+    def _attach(self) -> None:
+        """Make the rest of a handle whose block is there: a part of every subclass."""
+        raise NotImplementedError
+
+    @classmethod
+    def _restored(cls, arena_id: int, offset: int, generation: int) -> Self:
+        """Return a handle of a structure that is there still; called by pickle."""
+        arena = inherited_arena(arena_id)
+        cell = arena._open().allocator.find(offset, generation, cls._kind)
+        self = cls.__new__(cls)
+        self._place(arena, cell)
+        self._attach()
+        return self
+
+    def __reduce__(self) -> tuple[Any, tuple[int, int, int]]:
+        self._check()
+        self._share()
+        return self._restored, (self._arena._id, self._cell.offset, self._cell.generation)
+
+    def destroy(self) -> None:
+        """Free it for the whole family; every handle of it is stale then.
+
+        It must not be in use: a call that another thread or process is making
+        meanwhile may end in any way that a scribbled ring or lock does. What was
+        never shared (by a fork, or by pickle) needs no such call: it is freed with its handle.
+
+        Raises:
+            BusyError: A signal handler interrupted a change of the arena.
+            StaleHandle: It was destroyed before.
+        """
+        self._allocator.free(self._cell)
+        self._maker = 0
+
+    def _check(self) -> None:
+        """Raise :class:`StaleHandle` where it was destroyed."""
+        self._allocator.check(self._cell)
+
+    def _share(self) -> None:
+        if self._maker:
+            self._allocator.retag(self._cell, owner=0)
+            self._maker = 0
+        _unshared.discard(self)
+
+    def __del__(self) -> None:
+        if getattr(self, "_maker", 0) == os.getpid():
+            _free(self._allocator, self._cell)
+
+
+# What this process made and nobody else can have yet; and blocks that a finalizer
+# could not free, since it interrupted a change of their arena.
+_unshared: weakref.WeakSet[Structure] = weakref.WeakSet()
+_left_behind: list[tuple[Allocator, Cell]] = []
+
+
+def _free(allocator: Allocator, cell: Cell) -> None:
+    try:
+        allocator.free(cell)
+    except BusyError:
+        _left_behind.append((allocator, cell))
+    except IpcmapError:
+        pass
+
+
+def _share_all() -> None:
+    for structure in list(_unshared):
+        try:
+            structure._share()
+        except IpcmapError:  # destroyed, or the arena is damaged: nothing that a fork could end
+            _unshared.discard(structure)
+
+
+# After the fork once more, for what another thread made while it was under way.
+os.register_at_fork(before=_share_all, after_in_parent=_share_all)
