@@ -25,10 +25,12 @@ from ipcmap.errors import (
     ForeignNamespace,
     IpcmapError,
     NotInherited,
+    RecordTooLarge,
     StaleHandle,
 )
 from ipcmap.family import ExitRecord
 from ipcmap.mapping import PAGE_SIZE, Mapping
+from ipcmap.ring import Ring, RingStatistics
 
 __all__ = [
     "PAGE_SIZE",
@@ -47,6 +49,9 @@ __all__ = [
     "IpcmapError",
     "Mapping",
     "NotInherited",
+    "RecordTooLarge",
+    "Ring",
+    "RingStatistics",
     "Semaphore",
     "StaleHandle",
     "__version__",

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,8 +18,17 @@ from typing import Any, NamedTuple, SupportsIndex
 
 from ipcmap._core import backend as loaded_backend
 from ipcmap._core.header import check_header, write_header
-from ipcmap._core.layout import MAX_PROCESSES, MIN_RESERVE, SLOTS_SECTION, WORD, Kind, Layout
+from ipcmap._core.layout import (
+    MAX_PROCESSES,
+    MIN_RESERVE,
+    SLOTS_SECTION,
+    SWEPT_AT,
+    WORD,
+    Kind,
+    Layout,
+)
 from ipcmap._core.reference_allocator import Allocator, Cell
+from ipcmap._core.reference_ring_burial import keeps
 from ipcmap._core.reference_sections import initialise
 from ipcmap.errors import ArenaFull, BusyError, ClosedError, NotInherited
 from ipcmap.family import ExitRecord, Family
@@ -27,6 +37,7 @@ from ipcmap.pages import Pages, byte_count, reserve_pages
 
 __all__ = ["Arena", "ArenaStatistics", "Block", "ClassStatistics", "default_arena"]
 
+_SWEEP_EVERY = 10**9  # nanoseconds
 _RESERVE_FOR_LIMIT = 64  # a class of blocks has 1/64 of the reserve
 _SMALLEST_DEFAULT, _LARGEST_DEFAULT = 1 << 40, 1 << 44  # bytes of a default reserve
 
@@ -235,6 +246,14 @@ class Arena:
         """
         return self._open().family.sweep()
 
+    def _sweep_if_due(self) -> None:
+        """Sweep, if nobody of the family has for a while: for whoever waits in vain."""
+        inside, now = self._open(), time.monotonic_ns()
+        # Who waits often and shortly, or who are many, must not sweep all the time.
+        if not 0 <= now - inside.words[SWEPT_AT] < _SWEEP_EVERY:
+            inside.words[SWEPT_AT] = now
+            inside.family.sweep()
+
     def deaths(self) -> list[ExitRecord]:
         """Sweep, then return who of the family died of what, oldest first.
 
@@ -413,10 +432,14 @@ def _free_blocks_of_the_dead(reference: weakref.ref[Arena]) -> Callable[[int, in
         arena = reference()
         inside = arena._inside if arena else None
         if inside is not None:
-            allocator, family = inside.allocator, inside.family
-            allocator.sweep(
-                slot, dead=lambda: family.is_dying(slot, generation), owner=family.known()
-            )
+            pages, allocator, family = inside.pages, inside.allocator, inside.family
+
+            def dead() -> bool:
+                return family.is_dying(slot, generation)
+
+            memory = inside.words.cast("B")
+            keep = keeps(memory, pages.address, allocator, family.known, slot, dead)
+            allocator.sweep(slot, keep, dead=dead, owner=family.known())
 
     return free
 

@@ -20,6 +20,7 @@ __all__ = [
     "ForeignNamespace",
     "IpcmapError",
     "NotInherited",
+    "RecordTooLarge",
     "StaleHandle",
 ]
 
@@ -75,6 +76,13 @@ class ArenaFull(IpcmapError, MemoryError):
     """The arena hands out no more: its limit, or its addresses, are used up.
 
     Also a :class:`MemoryError`.
+    """
+
+
+class RecordTooLarge(IpcmapError, ValueError):
+    """The record can never fit, however long one waits.
+
+    Also a :class:`ValueError`.
     """
 
 

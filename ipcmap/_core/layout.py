@@ -4,7 +4,8 @@
             | header: 9 words, written once, by the creator      |
         128 | section of the allocator                           |
         192 | section of the slot table                          |
-        256 | the allocator's journal and its bytes in use       |
+        256 | the allocator's journal and its bytes in use; when |
+            | the family was last swept                          |
         320 | class table: a line of 64 bytes for each class     |
             +----------------------------------------------------+ page
             | slot table and log of deaths (slot_layout.py)      |
@@ -61,6 +62,7 @@ __all__ = [
     "SLOTS_SECTION",
     "SMALLEST_CELL",
     "STATE",
+    "SWEPT_AT",
     "USED",
     "VERSION",
     "WORD",
@@ -99,6 +101,7 @@ ALLOCATOR_SECTION = 128  # bytes
 SLOTS_SECTION = 192  # bytes
 JOURNAL = 256 // WORD
 BYTES_IN_USE = 264 // WORD
+SWEPT_AT = 272 // WORD  # monotonic clock, nanoseconds; a hint
 _CLASS_TABLE = 320  # bytes
 
 MAX_PROCESSES = 1 << 16  # the most that an arena can have

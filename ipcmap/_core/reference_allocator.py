@@ -69,6 +69,7 @@ from ipcmap._core.layout import (
     SMALLEST_CELL,
     STATE,
     USED,
+    Kind,
     Layout,
     SizeClass,
 )
@@ -184,6 +185,51 @@ class Allocator:
             if self._inside(self._exchange, size_class, index, tag, new):  # A4 retag
                 return cell._replace(kind=kind)
 
+    def pass_on(self, cell: Cell, owner: int, kind: int) -> Cell | None:
+        """Retag a block of a ring's, without the section: the ring's own guards the tag.
+
+        Returns:
+            The block with its length; ``None`` where there is none of this generation.
+        """
+        found = self.layout.locate(cell.offset)
+        if found is None:
+            return None
+        size_class, index = found
+        tag = self._words[size_class.tags + index]
+        nbytes = self._words[size_class.lengths + index]
+        if (
+            self.layout.is_damaged(tag)
+            or tag & (USED | RETIRED) != USED
+            or tag >> GENERATION_SHIFT != cell.generation
+            or not Kind.RECORD <= tag >> KIND_SHIFT & KINDS - 1 <= Kind.LEAVING
+            or not SMALLEST_CELL <= nbytes <= size_class.cell_nbytes
+        ):
+            return None
+        new = cell.generation << GENERATION_SHIFT | kind << KIND_SHIFT | USED | owner
+        self._words[size_class.tags + index] = new  # A4 retag
+        return Cell(cell.offset, nbytes, cell.generation, kind)
+
+    def tag(self, cell: Cell) -> tuple[int, int]:
+        """Return owner and kind of the block that a handle names; (0, -1) where it is gone."""
+        found = self.layout.locate(cell.offset)
+        tag = self._words[found[0].tags + found[1]] if found else 0
+        if not tag & USED or tag & RETIRED or tag >> GENERATION_SHIFT != cell.generation:
+            return 0, -1
+        return tag & OWNER, tag >> KIND_SHIFT & KINDS - 1
+
+    def of_kind(self, kind: int) -> Iterator[Cell]:
+        """Yield the blocks of a kind: each was one at some moment of the search."""
+        for size_class in self.layout.classes:
+            for start, tags in self._chunks(size_class):  # A1 take, A3 retire, A4 retag
+                for index, tag in enumerate(tags, start):
+                    if (
+                        tag & USED
+                        and tag >> KIND_SHIFT & KINDS - 1 == kind
+                        and not tag & RETIRED
+                        and not self.layout.is_damaged(tag)
+                    ):
+                        yield self._cell(size_class, index, tag)
+
     def owned_by(self, slot: int) -> Iterator[Cell]:
         """Yield the blocks of a slot: each was its own at some moment of the search."""
         for size_class, index, tag in self._tags_of(slot):
@@ -215,8 +261,14 @@ class Allocator:
         for size_class, index, tag in self._tags_of(slot):
             if not dead():
                 break
-            if tag & RETIRED or not keep(self._cell(size_class, index, tag)):
-                freed += self._release(size_class, index, tag, owner)
+            if not tag & RETIRED:
+                if keep(self._cell(size_class, index, tag)):
+                    continue
+                now = self._words[size_class.tags + index]
+                if (now ^ tag) & ~((KINDS - 1) << KIND_SHIFT):
+                    continue
+                tag = now  # noqa: PLW2901 - to ask can change the kind
+            freed += self._release(size_class, index, tag, owner)
         self._inside(self._recount)
         return freed
 

@@ -8,41 +8,49 @@ one more sleeper, decides nothing.)
 Shared fields (ring_layout has their places)
   in the producers' section, changed by producers alone:
     write_pos       end of the last record; its store is the commit
-    puts            records committed
-    next_write_pos  the journal: what the change under way will store in write_pos,
-    next_puts       and in puts; stored in this order, before write_pos
-    seen_read_pos   a read_pos of some time ago: room that is certainly free
+    room_end        up to here producers write without a look across; never beyond the
+                    ring's end, so that a record that fits never wraps; 0 once closed
+    seen_read_pos   a read_pos of some time ago
+    puts            records ever put, as of the last look across; exact with the number
+                    of the stub at write_pos
     closed          1 once the ring is closed
+    takeovers       how often the section was inherited from the dead
     consumers' sleepers   changed by consumers (reference_parking)
   in the consumers' section, changed by consumers alone:
-    read_pos, gets, next_read_pos, next_gets, seen_write_pos   the mirror images
+    read_pos        end of the last record taken; its store consumes
+    seen_write_pos  a write_pos of some time ago
     ended           1 once the ring is closed, for producers that wait for room
+    takeovers       as above
     producers' sleepers   changed by producers
+    what leases need: reference_ring_blocks
   capacity          the creator's, before anyone else; a damaged one is never used
                     (each process keeps the figure with which it attached)
 
 Sync points, each at both of its ends
   X1, X2    every section, entered and left (reference_sections)
-  R1 publish   producer: write_pos, after the last byte and after the journal
+  R1 publish   producer: write_pos, after the last byte and after the next stub
                consumer: reads it into seen_write_pos, in the producers' section
-  R2 consume   consumer: read_pos, after the bytes were copied and after the journal
+  R2 consume   consumer: read_pos, after the bytes were copied
                producer: reads it into seen_read_pos, in the consumers' section
   P1 to P6     parking (reference_parking)
-  E1 end       closed, then ended, each in its section
+  E1 end       room_end = 0, then closed, then ended in its section
+  B, L, J      records in blocks, and leases (reference_ring_blocks)
 
 If a process dies (or a signal handler raises)
-  before R1    the record never existed; the next writes over it
-  after R1     it is delivered; if puts was not stored, the next producer sees that
-               write_pos equals next_write_pos and puts does not equal next_puts,
-               and stores it
+  before R1    the record never existed; the next writes over it. Of the stub under it
+               only the number is read, which is the same in all that was written there
+  after R1     it is delivered
   before R2    the record is read again by the next consumer
   after R2     it was the one record of an unfinished get
   elsewhere    nothing of the ring has changed but a sleeper too many, or a wake-up
                that comes at the end of a slice
 
-Invariants: 0 <= write_pos - read_pos <= capacity; a record never wraps; positions are
-multiples of 8. What breaks them is Damaged, not a crash: every word is copied once,
-checked, and then used.
+There is no journal: each change is one store. How many records were ever put and taken
+is read from the numbers in the headers at the two positions.
+
+Invariants: 0 <= write_pos - read_pos <= capacity - 8; a record never wraps; positions
+are multiples of 8. What breaks them is Damaged, not a crash: every word is copied once,
+checked where the usual case ends, and an index cannot leave the ring's own memory.
 """
 
 from __future__ import annotations
@@ -52,32 +60,31 @@ from errno import EBUSY, EOWNERDEAD
 from ipcmap._core import reference_parking as parking
 from ipcmap._core import reference_sections as sections
 from ipcmap._core import ring_layout as at
-from ipcmap._core.reference_ring_waiting import CLOSED, DONE, LARGEST, Damaged, RingWaiting
-from ipcmap._core.reference_sections import abandon, enter, inside, trylock, unlock
+from ipcmap._core.layout import Kind
+from ipcmap._core.reference_allocator import Cell
+from ipcmap._core.reference_ring_blocks import NO_SLOT, RingBlocks
+from ipcmap._core.reference_ring_waiting import CLOSED, DONE
+from ipcmap._core.reference_sections import abandon, enter, inside, leave
 from ipcmap._core.ring_layout import (
     CONSUMERS_SLEEPING,
     FIRST_RECORD,
-    GETS,
+    KIND_BITS,
     LENGTH_MASK,
-    NEXT_GETS,
-    NEXT_PUTS,
-    NEXT_READ_POS,
-    NEXT_WRITE_POS,
-    NUMBER_MASK,
-    NUMBER_SHIFT,
+    NUMBER_BITS,
+    NUMBER_ONE,
     PRODUCERS_SLEEPING,
-    PUTS,
     READ_POS,
     RECORDS,
-    SEEN_READ_POS,
+    ROOM_END,
     SEEN_WRITE_POS,
+    WORD_MASK,
     WRITE_POS,
 )
 from ipcmap._deadline import Deadline
 
-__all__ = ["PADDING_KIND", "RingCore", "initialise", "nbytes"]
+__all__ = ["NO_SLOT", "RingCore", "initialise", "nbytes"]
 
-PADDING_KIND = at.PADDING << at.KIND_SHIFT
+_FOR_EVER = Deadline(None)
 
 
 def nbytes(capacity: int) -> int:
@@ -87,17 +94,18 @@ def nbytes(capacity: int) -> int:
 
 def initialise(memory: memoryview, address: int, capacity: int) -> None:
     """Make a ring of zeroed bytes, before anyone else sees them."""
-    memory.cast("Q")[at.CAPACITY] = capacity
+    words = memory[:RECORDS].cast("Q")
+    words[at.CAPACITY] = capacity
     sections.initialise(address + at.PRODUCERS_SECTION)
     sections.initialise(address + at.CONSUMERS_SECTION)
     parking.initialise(address + at.CONSUMERS_PARKING)
     parking.initialise(address + at.PRODUCERS_PARKING)
 
 
-class RingCore(RingWaiting):
+class RingCore(RingBlocks):
     """A ring as one process holds it. Its methods make one attempt each; ``wait`` waits."""
 
-    def put(self, data: bytes | memoryview, deadline: Deadline) -> int:
+    def put(self, data: bytes | memoryview, deadline: Deadline = _FOR_EVER) -> int:
         """Append one record if there is room.
 
         Returns:
@@ -105,143 +113,139 @@ class RingCore(RingWaiting):
             beyond. A record longer than ``longest`` may never find room.
         """
         words, length = self._words, len(data)
-        need = 8 + (length + 7 & ~7)
-        answer, section = EBUSY, self._producers_section
+        answer = EBUSY
         try:
-            (answer,) = map(trylock, (section,))  # X1
+            for answer in self._enter_producers:  # X1  # noqa: B007
+                break
             if answer:
                 answers = [answer]
                 try:
-                    enter(section, deadline, answers)
+                    enter(self._producers_section, deadline, answers)
                 finally:
                     answer = answers[-1]
-            if words[at.CLOSED]:
-                return CLOSED
-            write_pos, puts, seen = words[WRITE_POS], words[PUTS], words[SEEN_READ_POS]
-            if words[NEXT_PUTS] != puts:
-                puts = self._settle(PUTS, NEXT_PUTS, WRITE_POS, NEXT_WRITE_POS)
+                self._count_takeover(answers, at.PRODUCERS_TAKEOVERS)
+            write_pos = words[WRITE_POS]
+            end = write_pos + (length + 15 & -8)
             index = write_pos & self._mask
-            to_end = self.capacity - index
-            total = need if need <= to_end else need + to_end
-            backlog = write_pos - seen
-            if not 0 <= backlog <= self.capacity or write_pos & 7 or (write_pos | puts) > LARGEST:
-                raise Damaged(f"write_pos={write_pos}, backlog={backlog}, puts={puts}")
-            if backlog + total > self.capacity:
-                return int(seen)
-            number = (puts & NUMBER_MASK) << NUMBER_SHIFT
-            if total != need:
-                words[FIRST_RECORD + (index >> 3)] = number | PADDING_KIND | to_end - 8
-                index = 0
-            words[FIRST_RECORD + (index >> 3)] = number | length
-            begin = RECORDS + 8 + index
-            self._memory[begin : begin + length] = data
-            words[NEXT_WRITE_POS] = write_pos = write_pos + total
-            words[NEXT_PUTS] = puts = puts + 1
-            words[WRITE_POS] = write_pos  # R1 publish
-            words[PUTS] = puts
+            if end > words[ROOM_END] or index + length >= self.capacity:
+                return CLOSED if words[at.CLOSED] else int(words[at.SEEN_READ_POS])
+            first = FIRST_RECORD + (index >> 3)
+            stub = words[first] & NUMBER_BITS
+            index += RECORDS + 8
+            self._memory[index : index + length] = data
+            words[first] = stub | length
+            words[FIRST_RECORD + ((end & self._mask) >> 3)] = stub + NUMBER_ONE & WORD_MASK
+            words[WRITE_POS] = end  # R1 publish
             sleepers = words[CONSUMERS_SLEEPING]  # P5 look
         finally:
             if not answer:
-                unlock(section)  # X2
+                leave(self._producers_mutex)  # X2
             elif answer == EOWNERDEAD:
-                abandon(section)
+                abandon(self._producers_section)
         if sleepers:
             parking.wake(self._consumers_parking)  # P6 post
         return DONE
 
-    def get(self, deadline: Deadline) -> bytes | int:
+    def get(self, deadline: Deadline = _FOR_EVER) -> bytes | Cell | int:
         """Take the oldest record.
 
         Returns:
-            The record, or the write_pos up to which all was taken: what ``wait`` is
-            to wait beyond.
+            The record, or the block that carries it, which is the caller's to free.
+            Else the write_pos up to which all was taken, what ``wait`` is to wait
+            beyond; or NO_SLOT where this process has to claim one first.
         """
         words = self._words
-        answer, section = EBUSY, self._consumers_section
+        answer = EBUSY
         try:
-            (answer,) = map(trylock, (section,))  # X1
+            for answer in self._enter_consumers:  # X1  # noqa: B007
+                break
             if answer:
                 answers = [answer]
                 try:
-                    enter(section, deadline, answers)
+                    enter(self._consumers_section, deadline, answers)
                 finally:
                     answer = answers[-1]
-            read_pos, gets, seen = words[READ_POS], words[GETS], words[SEEN_WRITE_POS]
-            if words[NEXT_GETS] != gets:
-                gets = self._settle(GETS, NEXT_GETS, READ_POS, NEXT_READ_POS)
+                self._count_takeover(answers, at.CONSUMERS_TAKEOVERS)
+            read_pos, seen = words[READ_POS], words[SEEN_WRITE_POS]
             if read_pos == seen:
                 return int(seen)
-            begin, length, after = self._record(read_pos, seen, gets)
-            record = self._memory[begin : begin + length].tobytes()
-            words[NEXT_READ_POS] = after
-            words[NEXT_GETS] = gets = gets + 1
+            index = read_pos & self._mask
+            header = words[FIRST_RECORD + (index >> 3)]
+            length = header & LENGTH_MASK
+            after = read_pos + (length + 15 & -8)
+            record: bytes | Cell | int
+            if header & KIND_BITS or after > seen:
+                record, after = self._take_unusual(read_pos, seen)
+            else:
+                index += RECORDS + 8
+                record = self._memory[index : index + length].tobytes()
             words[READ_POS] = after  # R2 consume
-            words[GETS] = gets
             sleepers = words[PRODUCERS_SLEEPING]  # P5 look
         finally:
             if not answer:
-                unlock(section)  # X2
+                leave(self._consumers_mutex)  # X2
             elif answer == EOWNERDEAD:
-                abandon(section)
+                abandon(self._consumers_section)
         if sleepers:
             parking.wake(self._producers_parking)  # P6 post
-        if (after != seen or words[at.CLOSED]) and words[CONSUMERS_SLEEPING]:
-            parking.wake(
-                self._consumers_parking
-            )  # what is left behind, or the end, is for the next
         return record
 
-    def _record(self, read_pos: int, seen: int, gets: int) -> tuple[int, int, int]:
-        """Return where the record at ``read_pos`` begins, its length, and where the next is."""
-        left, index = seen - read_pos, read_pos & self._mask
-        if not 8 <= left <= self.capacity or read_pos & 7 or (read_pos | gets) > LARGEST:
-            raise Damaged(f"read_pos={read_pos}, seen_write_pos={seen}, gets={gets}")
-        header = self._words[FIRST_RECORD + (index >> 3)]
-        # The usual record: the next number, no padding, all of it there.
-        length = header & LENGTH_MASK
-        size = 8 + (length + 7 & ~7)
-        usual = (gets & NUMBER_MASK) << NUMBER_SHIFT | length
-        if header == usual and size <= left and index + size <= self.capacity:
-            return RECORDS + 8 + index, length, read_pos + size
-        if header >> at.KIND_SHIFT & at.KIND_MASK == at.PADDING:
-            read_pos += self.capacity - index
-            left -= self.capacity - index
-            index = 0
-            header = self._words[FIRST_RECORD]
-        length = header & LENGTH_MASK
-        size = 8 + (length + 7 & ~7)
-        number = header >> NUMBER_SHIFT
-        kind = header >> at.KIND_SHIFT & at.KIND_MASK
-        if kind or size > left or index + size > self.capacity or number != gets & NUMBER_MASK:
-            raise Damaged(
-                f"record at {read_pos}: header={header:#x}, number={number}, "
-                f"expected={gets & NUMBER_MASK}, length={length}, left={left}"
-            )
-        return RECORDS + 8 + index, length, read_pos + size
+    def _count_takeover(self, answers: list[int], index: int) -> None:
+        if EOWNERDEAD in answers:
+            self._words[index] = self._words[index] + 1 & WORD_MASK
 
     def close(self, deadline: Deadline) -> None:
         """End it: producers are refused from now on, consumers take what is left.
 
         Broken off, by Stalled or a signal handler, it is to be called again.
         """
-
-        def close() -> int:
-            self._words[at.CLOSED] = 1  # E1 end
-            return self._words[CONSUMERS_SLEEPING]
-
-        def end() -> int:
-            self._words[at.ENDED] = 1  # E1 end
-            return self._words[PRODUCERS_SLEEPING]
-
-        if inside(self._producers_section, deadline, close):
+        if inside(self._producers_section, deadline, self._close):
             parking.wake(self._consumers_parking)
-        if inside(self._consumers_section, deadline, end):
+        if inside(self._consumers_section, deadline, self._end):
             parking.wake(self._producers_parking)
+
+    def _close(self) -> int:
+        self._words[ROOM_END] = 0
+        self._words[at.CLOSED] = 1  # E1 end
+        return self._words[CONSUMERS_SLEEPING]
+
+    def _end(self) -> int:
+        self._words[at.ENDED] = 1  # E1 end
+        return self._words[PRODUCERS_SLEEPING]
 
     def counts(self, deadline: Deadline) -> tuple[int, int]:
         """Return the records ever taken and ever put, in this order of looking."""
-        consumed = GETS, NEXT_GETS, READ_POS, NEXT_READ_POS
-        produced = PUTS, NEXT_PUTS, WRITE_POS, NEXT_WRITE_POS
-        gets = inside(self._consumers_section, deadline, self._settle, *consumed)
-        puts = inside(self._producers_section, deadline, self._settle, *produced)
-        return gets, puts
+        number = inside(self._consumers_section, deadline, self._number_at, READ_POS)
+        puts = inside(self._producers_section, deadline, self._puts)
+        return puts - (puts - number & at.NUMBER_MASK), puts
+
+    def _number_at(self, position: int) -> int:
+        """Return the number of the record at one of the positions, from its header."""
+        index = self._words[position] & self._mask
+        return int(self._words[FIRST_RECORD + (index >> 3)] >> at.NUMBER_SHIFT)
+
+    # Onlookers
+
+    def is_closed(self) -> bool:
+        """Return whether it was closed."""
+        return bool(self._words[at.CLOSED])
+
+    def backlog(self) -> int:
+        """Return how many bytes are in use, at a glance."""
+        words = self._words
+        return min(max(0, words[WRITE_POS] - words[READ_POS]), self.capacity)
+
+    def glance(self) -> tuple[int, int, int, int]:
+        """Return the backlog, the sleepers of both sides (producers first), and the takeovers."""
+        words = self._words
+        takeovers = words[at.PRODUCERS_TAKEOVERS] + words[at.CONSUMERS_TAKEOVERS]
+        return self.backlog(), words[PRODUCERS_SLEEPING], words[CONSUMERS_SLEEPING], takeovers
+
+    def discard(self, deadline: Deadline) -> None:
+        """Free the blocks of records that nobody will take."""
+        self._place.slot()
+        while not isinstance(record := self.get(deadline), int):
+            if isinstance(record, Cell):
+                self.free_own(record)
+        while cell := self.take_returned(Kind.RECORD, deadline):
+            self.free_own(cell)

@@ -12,8 +12,11 @@ from collections.abc import Sequence
 
 from ipcmap._core import reference_parking as parking
 from ipcmap._core import ring_layout as at
-from ipcmap._core.reference_ring import PADDING_KIND, RingCore
-from ipcmap._core.reference_ring_waiting import CLOSED, DONE, LARGEST, Damaged
+from ipcmap._core.layout import Kind
+from ipcmap._core.reference_allocator import Cell
+from ipcmap._core.reference_ring import RingCore
+from ipcmap._core.reference_ring_blocks import NO_SLOT
+from ipcmap._core.reference_ring_waiting import CLOSED, DONE
 from ipcmap._core.reference_sections import inside
 from ipcmap._deadline import Deadline
 
@@ -52,44 +55,26 @@ class RingBatches(RingCore):
     ) -> tuple[int, int, int]:
         """Append what there is room for, inside: the outcome, how many, and who sleeps."""
         words, done, run = self._words, 0, _FIRST_RUN
-        if words[at.CLOSED]:
-            return CLOSED, 0, 0
-        write_pos, puts = words[at.WRITE_POS], words[at.PUTS]
-        if words[at.NEXT_PUTS] != puts:
-            puts = self._settle(at.PUTS, at.NEXT_PUTS, at.WRITE_POS, at.NEXT_WRITE_POS)
-        seen = words[at.SEEN_READ_POS]
-        if (
-            not 0 <= write_pos - seen <= self.capacity
-            or write_pos & 7
-            or (write_pos | puts) > LARGEST
-        ):
-            raise Damaged(f"write_pos={write_pos}, seen_read_pos={seen}, puts={puts}")
-        full = seen + self.capacity
+        write_pos, room_end = words[at.WRITE_POS], words[at.ROOM_END]
+        index = write_pos & self._mask
+        number = words[at.FIRST_RECORD + (index >> 3)] >> at.NUMBER_SHIFT
+        room = min(room_end - write_pos, self.capacity - index)
         while done < len(batch):
-            size = 8 + (lengths[done] + 7 & ~7)
-            index = write_pos & self._mask
-            to_end = self.capacity - index
-            if size > to_end:
-                if write_pos + to_end + size > full:
-                    break
-                number = (puts & at.NUMBER_MASK) << at.NUMBER_SHIFT
-                words[at.FIRST_RECORD + (index >> 3)] = number | PADDING_KIND | to_end - 8
-                write_pos += to_end
-                continue
-            most = min(to_end, full - write_pos) // size
+            size = lengths[done] + 15 & -8
+            most = room // size
             if most < 1:
                 break
-            count = self._write_run(batch, lengths, done, min(most, run), index, puts)
+            count = self._write_run(batch, lengths, done, min(most, run), index, number)
             run = 2 * run if count == run else _FIRST_RUN
+            room -= count * size
+            index += count * size
             write_pos += count * size
-            puts += count
+            number = number + count & at.NUMBER_MASK
             done += count
         if not done:
-            return int(seen), 0, 0
-        words[at.NEXT_WRITE_POS] = write_pos
-        words[at.NEXT_PUTS] = puts
+            return (CLOSED if words[at.CLOSED] else int(words[at.SEEN_READ_POS])), 0, 0
+        words[at.FIRST_RECORD + ((index & self._mask) >> 3)] = number << at.NUMBER_SHIFT
         words[at.WRITE_POS] = write_pos  # R1 publish
-        words[at.PUTS] = puts
         return DONE, done, words[at.CONSUMERS_SLEEPING]  # P5 look
 
     def _write_run(
@@ -99,7 +84,7 @@ class RingBatches(RingCore):
         done: int,
         most: int,
         index: int,
-        puts: int,
+        number: int,
     ) -> int:
         """Write records of one length side by side, ``most`` at most; return how many.
 
@@ -107,10 +92,9 @@ class RingBatches(RingCore):
         less than a loop over them.
         """
         length = lengths[done]
-        number = puts & at.NUMBER_MASK
         most = min(most, len(lengths) - done, at.NUMBER_MASK + 1 - number)
         count = _leading(lengths[done : done + most], length)
-        size = 8 + (length + 7 & ~7)
+        size = length + 15 & -8
         data = bytes(size - length).join(records[done : done + count])
         if len(data) != count * size - (size - length):
             raise ValueError("record is no view of single bytes; pass memoryview(...).cast('B')")
@@ -121,58 +105,58 @@ class RingBatches(RingCore):
         self._words[first : first + count * (size >> 3) : size >> 3] = headers
         return count
 
-    def get_many(self, most: int, deadline: Deadline) -> list[bytes] | int:
+    def get_many(self, most: int, deadline: Deadline) -> list[bytes | Cell] | int:
         """Take the oldest records, ``most`` at most, in one commit.
 
         Returns:
-            The records, or what ``get`` returns where there is none.
+            What ``get`` would return for each, or for the first if there is none.
         """
-        taken, seen, left_behind, sleepers = inside(
-            self._consumers_section, deadline, self._take, most
-        )
-        if not taken:
-            return seen
+        taken, outcome, sleepers = inside(self._consumers_section, deadline, self._take, most)
         if sleepers:
             parking.wake(self._producers_parking)  # P6 post
-        if (left_behind or self._words[at.CLOSED]) and self._words[at.CONSUMERS_SLEEPING]:
-            parking.wake(self._consumers_parking)  # what is left, or the end, is for the next
-        return taken
+        return taken or outcome
 
-    def _take(self, most: int) -> tuple[list[bytes], int, bool, int]:
-        """Take records, inside: them, what was seen, whether any are left, and who sleeps."""
+    def _take(self, most: int) -> tuple[list[bytes | Cell], int, int]:
+        """Take records, inside: them, the outcome if there are none, and who sleeps."""
         words, run = self._words, _FIRST_RUN
-        taken: list[bytes] = []
-        read_pos, gets, seen = words[at.READ_POS], words[at.GETS], words[at.SEEN_WRITE_POS]
-        if words[at.NEXT_GETS] != gets:
-            gets = self._settle(at.GETS, at.NEXT_GETS, at.READ_POS, at.NEXT_READ_POS)
-        if read_pos == seen:
-            return taken, int(seen), False, 0
+        taken: list[bytes | Cell] = []
+        read_pos, seen = words[at.READ_POS], words[at.SEEN_WRITE_POS]
+        outcome = seen
         while read_pos != seen and len(taken) < most:
-            known = len(taken)
-            read_pos = self._read_run(read_pos, seen, gets, min(most, known + run), taken)
-            run = 2 * run if len(taken) == known + run else _FIRST_RUN
-        words[at.NEXT_READ_POS] = read_pos
-        words[at.NEXT_GETS] = gets = gets + len(taken)
+            index, header, after = self._next_record(read_pos, seen)
+            if header == -1:
+                read_pos = after
+            elif header & at.KIND_BITS:
+                owner = self._place.known()
+                if not owner:
+                    outcome = NO_SLOT
+                    break
+                taken.append(self._retag(index, header, owner, Kind.RECORD))
+                read_pos = after
+            else:
+                before = len(taken)
+                count = self._read_run(index, header, seen - after, min(most - before, run), taken)
+                run = 2 * run if count == run else _FIRST_RUN
+                read_pos = after + (count - 1) * ((header & at.LENGTH_MASK) + 15 & -8)
         words[at.READ_POS] = read_pos  # R2 consume
-        words[at.GETS] = gets
-        return taken, int(seen), read_pos != seen, words[at.PRODUCERS_SLEEPING]  # P5 look
+        return taken, int(outcome), words[at.PRODUCERS_SLEEPING]  # P5 look
 
-    def _read_run(self, read_pos: int, seen: int, gets: int, most: int, taken: list[bytes]) -> int:
-        """Add to ``taken`` records of one length that lie side by side; return where they end."""
-        gets += len(taken)
-        begin, length, after = self._record(read_pos, seen, gets)
-        size = 8 + (length + 7 & ~7)
-        index, number = begin - 8 - at.RECORDS, gets & at.NUMBER_MASK
-        to_end = self.capacity - index
-        most = min(most - len(taken), to_end // size, (seen - after) // size + 1)
+    def _read_run(
+        self, index: int, header: int, left: int, most: int, taken: list[bytes | Cell]
+    ) -> int:
+        """Add to ``taken`` records of one length that lie side by side; return how many."""
+        length, number = header & at.LENGTH_MASK, header >> at.NUMBER_SHIFT
+        size = length + 15 & -8
+        most = min(most, (self.capacity - index) // size, left // size + 1)
         most = min(most, at.NUMBER_MASK + 1 - number)
         first = at.FIRST_RECORD + (index >> 3)
         headers = self._words[first : first + most * (size >> 3) : size >> 3].tolist()
         expected = _headers(number, length, most).tolist()
         count = most if headers == expected else _common(headers, expected)
-        data = bytes(self._memory[begin : begin + count * size - 8])
+        begin = at.RECORDS + at.HEADER + index
+        data = bytes(self._memory[begin : begin + count * size - at.HEADER])
         taken += [data[offset : offset + length] for offset in range(0, count * size, size)]
-        return after + (count - 1) * size
+        return count
 
 
 def _headers(number: int, length: int, count: int) -> array[int]:

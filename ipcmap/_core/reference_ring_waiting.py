@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from ipcmap._core import reference_parking as parking
+from ipcmap._core import reference_sections as sections
 from ipcmap._core import ring_layout as at
 from ipcmap._core.reference_sections import Stalled, inside
 from ipcmap._deadline import Deadline
@@ -29,12 +31,13 @@ __all__ = [
 
 # What an attempt or a wait came to. An attempt that found no room, or no record,
 # returns the position of the other side that it went by: no negative number.
-DONE, CLOSED, EMPTY = -1, -2, -3
+DONE, CLOSED, EMPTY, NO_SLOT = -1, -2, -3, -4
 
 LARGEST = 2**63 - 1  # of a position or count: at a byte a nanosecond, 292 years
 
 _SLICE = 1.0  # seconds asleep at most; a token that a death took costs this much
 _SPIN = 50e-6  # seconds of looking before sleeping, where there is a second CPU
+_WINDOW = 1 << 18  # bytes at the front of a ring in which a small backlog stays: in the cache
 
 
 class Damaged(Exception):
@@ -44,10 +47,6 @@ class Damaged(Exception):
 class Side(NamedTuple):
     """What one side waits for: a word of the other's, looked at in the other's section."""
 
-    section: int
-    own_pos: int
-    sign: int  # of the other position less our own
-    seen: int
     other_section: int
     other_pos: int
     other_ended: int
@@ -60,67 +59,96 @@ class RingWaiting:
 
     def __init__(self, memory: memoryview, address: int) -> None:
         """Attach to the ring in ``memory``, which begins at ``address``."""
-        self._memory = memory
-        self._words = memory.cast("Q")
-        self.capacity = capacity = self._words[at.CAPACITY]
-        if capacity < 64 or capacity & (capacity - 1) or memory.nbytes < at.RECORDS + capacity:
+        if memory.nbytes < at.RECORDS + at.MIN_CAPACITY:
+            raise Damaged(f"nbytes={memory.nbytes}")
+        self.capacity = capacity = memory[: at.RECORDS].cast("Q")[at.CAPACITY]
+        if (
+            not at.MIN_CAPACITY <= capacity <= at.MAX_CAPACITY
+            or capacity & (capacity - 1)
+            or memory.nbytes < at.RECORDS + capacity
+        ):
             raise Damaged(f"capacity={capacity}, nbytes={memory.nbytes}")
+        self._memory = memory[: at.RECORDS + capacity]
+        self._words = self._memory.cast("Q")
         self._mask = capacity - 1
+        self._window = min(capacity, _WINDOW)
         self.longest = capacity // 2 - 8  # of records that fit an empty ring at any offset
         self._producers_section = address + at.PRODUCERS_SECTION
         self._consumers_section = address + at.CONSUMERS_SECTION
+        self._producers_mutex = sections.mutex(self._producers_section)
+        self._consumers_mutex = sections.mutex(self._consumers_section)
+        self._enter_producers: Iterator[int] = sections.attempts(self._producers_mutex)
+        self._enter_consumers: Iterator[int] = sections.attempts(self._consumers_mutex)
         self._consumers_parking = address + at.CONSUMERS_PARKING
         self._producers_parking = address + at.PRODUCERS_PARKING
         self.producers = Side(
-            self._producers_section, at.WRITE_POS, -1, at.SEEN_READ_POS,
             self._consumers_section, at.READ_POS, at.ENDED,
             self._producers_parking, at.PRODUCERS_SLEEPING,
         )  # fmt: skip
         self.consumers = Side(
-            self._consumers_section, at.READ_POS, 1, at.SEEN_WRITE_POS,
             self._producers_section, at.WRITE_POS, at.CLOSED,
             self._consumers_parking, at.CONSUMERS_SLEEPING,
         )  # fmt: skip
 
-    def wait(self, side: Side, seen: int, deadline: Deadline) -> int:
+    def wait(self, side: Side, seen: int, deadline: Deadline, need: int = 0) -> int:
         """Wait for the other side to move on from ``seen``, which an attempt returned.
+
+        Args:
+            side: Ours.
+            seen: What the attempt returned.
+            deadline: When to give up.
+            need: The room that a producer waits for: bytes of the record and its header.
 
         Returns:
             DONE = it has, try again. EMPTY = not before the deadline, or within a
             slice. CLOSED = it never will; what is before ``seen`` was taken.
         """
-        outcome = self._look(side, seen, deadline)
+        outcome = self._look(side, seen, deadline, need)
         if outcome != EMPTY or not deadline.remaining():
             return outcome
         if _spin(self._words, side.other_pos, seen, deadline):
-            return self._look(side, seen, deadline)
-        outcome = self._look(side, seen, deadline, arriving=1)  # P1 announce, P2 re-check
+            return self._look(side, seen, deadline, need)
+        outcome = self._look(side, seen, deadline, need, arriving=1)  # P1 announce, P2 re-check
         if outcome != EMPTY:
             return outcome
         try:
             parking.sleep(side.parking, deadline.slice(_SLICE))  # P3 sleep
         except BaseException:
-            self._leave(side, seen)
-            self._wake_next(side)  # the token may have been ours
+            self._leave(side, seen, need)
+            self.wake_next(side)  # the token may have been ours
             raise
-        outcome = self._leave(side, seen)  # P4 woken
+        outcome = self._leave(side, seen, need)  # P4 woken
         if outcome == CLOSED or (outcome == DONE and side is self.producers):
-            self._wake_next(side)
+            self.wake_next(side)
         return outcome
 
-    def _leave(self, side: Side, seen: int) -> int:
-        """Look, and be no sleeper any more; EMPTY if the section is not to be had."""
-        try:
-            return self._look(side, seen, Deadline(0), leaving=1)
-        except Stalled:
-            return EMPTY
+    def pass_on(self) -> None:
+        """Wake the next consumer if records are left, or the end: after a wait and a get."""
+        words = self._words
+        if words[at.READ_POS] != words[at.SEEN_WRITE_POS] or words[at.CLOSED]:
+            self.wake_next(self.consumers)
 
-    def _wake_next(self, side: Side) -> None:
+    def wake_next(self, side: Side) -> None:
+        """Wake one more of a side, if any sleep."""
         if self._words[side.sleepers]:
             parking.wake(side.parking)
 
+    def _leave(self, side: Side, seen: int, need: int) -> int:
+        """Look, and be no sleeper any more; EMPTY if the section is not to be had."""
+        try:
+            return self._look(side, seen, Deadline(0), need, leaving=1)
+        except Stalled:
+            return EMPTY
+
     def _look(
-        self, side: Side, seen: int, deadline: Deadline, *, arriving: int = 0, leaving: int = 0
+        self,
+        side: Side,
+        seen: int,
+        deadline: Deadline,
+        need: int,
+        *,
+        arriving: int = 0,
+        leaving: int = 0,
     ) -> int:
         """Look whether the other side has moved since ``seen``, and note that for our side."""
         pos, ended = inside(
@@ -128,8 +156,15 @@ class RingWaiting:
         )
         if pos < seen:
             raise Damaged(f"the other side's position={pos}, earlier={seen}")
+        if side is self.producers:
+            # Room that was known before can be too little for want of a padding record.
+            if (pos > seen or not (arriving or leaving)) and inside(
+                self._producers_section, deadline, self._note_room, pos, need
+            ):
+                return DONE
+        elif pos > seen:
+            inside(self._consumers_section, deadline, self._note_records, pos)
         if pos > seen:
-            inside(side.section, deadline, self._note, side, pos)
             return DONE
         return CLOSED if ended else EMPTY
 
@@ -142,21 +177,51 @@ class RingWaiting:
             words[side.sleepers] = min(max(0, sleepers), LARGEST)
         return pos, ended
 
-    def _note(self, side: Side, pos: int) -> None:
-        """Note the other side's position, in our section."""
+    def _note_records(self, pos: int) -> None:
+        """Note the producers' position, in the consumers' section."""
         words = self._words
-        # Another process of our side may have noted a later one meanwhile.
-        latest, own = max(pos, words[side.seen]), words[side.own_pos]
-        if not 0 <= (latest - own) * side.sign <= self.capacity:
-            raise Damaged(f"position={own}, the other side's={latest}")
-        words[side.seen] = latest
+        # Another consumer may have noted a later one meanwhile.
+        latest, read_pos = max(pos, words[at.SEEN_WRITE_POS]), words[at.READ_POS]
+        if not 0 <= latest - read_pos <= self.capacity or latest > LARGEST:
+            raise Damaged(f"read_pos={read_pos}, write_pos={latest}")
+        words[at.SEEN_WRITE_POS] = latest
 
-    def _settle(self, count: int, next_count: int, pos: int, next_pos: int) -> int:
-        """Finish a change that was broken off after its commit; return the right count."""
+    def _note_room(self, pos: int, need: int) -> bool:
+        """Note the consumers' position, in the producers' section; is there room for ``need``?
+
+        This is where a padding record is written, when what remains before the edge is
+        too little. The edge is the ring's end, and of a small backlog the window's.
+        """
         words = self._words
-        if words[pos] == words[next_pos]:
-            words[count] = words[next_count]
-        return words[count]
+        if words[at.CLOSED]:
+            return False
+        latest, write_pos = max(pos, words[at.SEEN_READ_POS]), words[at.WRITE_POS]
+        backlog, index = write_pos - latest, write_pos & self._mask
+        if not 0 <= backlog <= self.capacity - 8 or write_pos & 7 or write_pos > LARGEST:
+            raise Damaged(f"write_pos={write_pos}, read_pos={latest}")
+        words[at.SEEN_READ_POS] = latest
+        words[at.PUTS] = self._puts()
+        full = latest + self.capacity - 8  # the stub needs a word
+        edge = self._window if backlog <= self._window // 2 else self.capacity
+        to_end = self.capacity - index
+        if index + need > edge and write_pos + to_end + need <= full:
+            first = at.FIRST_RECORD + (index >> 3)
+            stub = words[first] & at.NUMBER_BITS
+            words[first] = stub | at.PADDING | to_end - 8
+            words[at.FIRST_RECORD] = stub
+            words[at.WRITE_POS] = write_pos = write_pos + to_end  # R1 publish
+            index = 0
+        if index + need > edge:
+            edge = self.capacity
+        words[at.ROOM_END] = room_end = min(full, write_pos - index + edge)
+        return bool(write_pos + need <= room_end)
+
+    def _puts(self) -> int:
+        """Count the records ever put, in the producers' section, from the stub's number."""
+        index = self._words[at.WRITE_POS] & self._mask
+        number = self._words[at.FIRST_RECORD + (index >> 3)] >> at.NUMBER_SHIFT
+        puts = self._words[at.PUTS]
+        return min(puts + (number - puts & at.NUMBER_MASK), LARGEST)
 
 
 def _spin(words: memoryview, pos: int, seen: int, deadline: Deadline) -> bool:

@@ -30,6 +30,9 @@ against a signal handler that raises between any two bytecodes::
             unlock(section)
         elif answer == EOWNERDEAD: ...
 
+A ring, which does it twice a record, iterates over ``attempts`` instead, which costs
+half as much and stores as safely: ``for answer in attempts(mutex): break``.
+
 ``answer`` is what the C library said last: 0 = held, EOWNERDEAD = held and not yet
 made consistent, anything else = not held by this use. It must be noted in the same
 step in which it comes about. Unpacking a ``map`` does that: it calls C and stores,
@@ -54,8 +57,9 @@ from __future__ import annotations
 import ctypes
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from errno import EBUSY, EDEADLK, EOWNERDEAD, ETIMEDOUT
+from itertools import repeat
 from typing import Any, TypeVar
 
 from ipcmap._core.libc import WAIT_CLOCK, TimeSpec
@@ -66,9 +70,12 @@ __all__ = [
     "Reentered",
     "Stalled",
     "abandon",
+    "attempts",
     "enter",
     "initialise",
     "inside",
+    "leave",
+    "mutex",
     "trylock",
     "unlock",
 ]
@@ -95,6 +102,9 @@ def _function(library: ctypes.CDLL, name: str, *arguments: Any) -> Any:
 
 trylock = _function(_holding_the_gil, "pthread_mutex_trylock", ctypes.c_void_p)
 unlock = _function(_holding_the_gil, "pthread_mutex_unlock", ctypes.c_void_p)
+# The same without argument types, for a ``mutex``.
+_trylock: Any = _holding_the_gil["pthread_mutex_trylock"]
+leave: Any = _holding_the_gil["pthread_mutex_unlock"]
 _consistent = _function(_holding_the_gil, "pthread_mutex_consistent", ctypes.c_void_p)
 _lock = _function(
     _library,
@@ -186,6 +196,16 @@ def abandon(section: int) -> None:
         _consistent(section)
     finally:
         unlock(section)  # X2 leave
+
+
+def mutex(address: int) -> Any:
+    """Return the section at ``address`` as an argument that needs no conversion."""
+    return ctypes.byref((ctypes.c_char * NBYTES).from_address(address))
+
+
+def attempts(section: Any) -> Iterator[int]:
+    """Yield what the C library says to one ``trylock`` after the other, of a ``mutex``."""
+    return map(_trylock, repeat(section))
 
 
 def _checked(number: int) -> None:

@@ -3,10 +3,11 @@
 A ring at offset 0 of its block; one line is 64 bytes, two processors' caches apart::
 
       0  producers' section   a robust mutex (reference_sections)
-     64  producers' words     write_pos  puts  next_write_pos  next_puts  seen_read_pos  closed
+     64  producers' words     write_pos  room_end  seen_read_pos  closed  puts  takeovers
     128  consumers' parking   where consumers wait for records; sleepers in the producers' section
     192  consumers' section
-    256  consumers' words     read_pos  gets  next_read_pos  next_gets  seen_write_pos  ended
+    256  consumers' words     read_pos  seen_write_pos  ended  returned
+                             lease_offset  lease_generation  takeovers
     320  producers' parking   where producers wait for room; sleepers in the consumers' section
     384  capacity             u64, a power of two; never changes
     448  records              capacity bytes
@@ -17,7 +18,17 @@ A record is 8-byte aligned, and contiguous::
     length bytes, and up to seven unused ones
 
 ``number`` counts records from 0, cut to its bits; a padding record has the number of
-the record that follows it. Words are u64 in the machine's byte order.
+the record that follows it. At write_pos stands a stub: a header that has the next
+number alone, so that both positions always show how many records came before.
+
+    kind   RECORD    the bytes themselves
+           PADDING   nothing: the next record is at index 0
+           BLOCK     two words: offset and generation of the block that has the bytes
+           TAKEN     the bytes, which a lease has taken already
+
+A block that has to do with a ring begins with a line of words: offset and generation of
+the ring, and of a record its position and its length in bytes; its bytes follow. Words
+are u64 in the machine's byte order.
 """
 
 from __future__ import annotations
@@ -31,15 +42,26 @@ PRODUCERS_PARKING = 320
 RECORDS = 448
 
 # Indices of u64 words.
-WRITE_POS, PUTS, NEXT_WRITE_POS, NEXT_PUTS, SEEN_READ_POS, CLOSED = range(8, 14)
+WRITE_POS, ROOM_END, SEEN_READ_POS, CLOSED, PUTS, PRODUCERS_TAKEOVERS = range(8, 14)
 CONSUMERS_SLEEPING = (CONSUMERS_PARKING + 32) // 8
-READ_POS, GETS, NEXT_READ_POS, NEXT_GETS, SEEN_WRITE_POS, ENDED = range(32, 38)
+READ_POS, SEEN_WRITE_POS, ENDED, RETURNED = range(32, 36)
+LEASE_OFFSET, LEASE_GENERATION, CONSUMERS_TAKEOVERS = range(36, 39)
 PRODUCERS_SLEEPING = (PRODUCERS_PARKING + 32) // 8
 CAPACITY = 384 // 8
 FIRST_RECORD = RECORDS // 8
 
 HEADER = 8  # bytes
 LENGTH_MASK = 2**32 - 1
-KIND_SHIFT, NUMBER_SHIFT = 32, 34
-KIND_MASK, NUMBER_MASK = 3, 2**30 - 1
-RECORD, PADDING = 0, 1
+NUMBER_SHIFT = 34
+NUMBER_ONE = 1 << NUMBER_SHIFT
+NUMBER_BITS = 2**64 - NUMBER_ONE
+NUMBER_MASK = 2**30 - 1
+RECORD, PADDING, BLOCK, TAKEN = 0, 1 << 32, 2 << 32, 3 << 32
+KIND_BITS = 3 << 32
+WORD_MASK = 2**64 - 1
+
+MIN_CAPACITY, MAX_CAPACITY = 64, 1 << 32  # bytes; fewer than 2**30 records, as their numbers need
+
+# A block that has to do with a ring.
+BLOCK_HEADER = 64  # bytes
+B_RING, B_RING_GENERATION, B_POS, B_NBYTES = range(4)

@@ -1,0 +1,339 @@
+"""Records that travel in blocks of the arena, and leases: who owns a block, whoever dies.
+
+The ring carries the place of such a block; see ring_layout for its first words.
+
+    RECORD     block of a record: filled by a producer, in the ring, or copied by a consumer
+    LEASED     block of a record that a consumer has taken and not closed yet
+    RETURNED   block of a record whose lease ended with its holder: to be delivered again
+
+    the ring     owns it if read_pos <= its position < write_pos and the record there
+                 names it, whatever its tag
+    the family   owns it if it is RETURNED
+    a process    owns it, else: the slot in its tag
+
+Shared fields, all in the consumers' section
+  returned   1 if there may be RETURNED blocks; a hint that is never too low
+  lease_offset, lease_generation   the block into which a lease copies an inline record
+  tag        of a block in the ring (reference_allocator), stored here without the
+             allocator's section: nobody else may change it while the ring owns it
+
+Sync points, each at both of its ends
+  B1 tag     producer: allocates the block (A1 of reference_allocator)
+  B2 retag   consumer: its tag on a block that the ring still owns, before R2
+             next consumer, sweep: the ring comes before the tag
+  B3 free    consumer: after its copy, or at the end of a lease (A2)
+  L1 return  sweep: tag RETURNED of the family, after the hint
+             consumer: looks for RETURNED blocks when the ring seems empty
+  L2 pop     consumer: its own tag on a RETURNED block, one store
+  J1 take    lease of an inline record: its kind in the ring is TAKEN, after the copy
+             and `lease`; then the copy's tag is LEASED, then R2
+             next to look at read_pos: finds TAKEN, so both are done, or done now
+
+If a process dies (or a signal handler raises)
+  before R1    the block is its own: the sweep of its slot frees it
+  B2 to R2     the ring still owns the block: the next consumer retags it
+  R2 to B3     it was the one record of an unfinished get, and the sweep frees it; or it
+               is LEASED, and the sweep returns it
+  before J1    the copy is its own, the record as it was
+  J1 to R2     the next consumer, or the sweep, finishes the lease; then the sweep returns it
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import NamedTuple
+
+from ipcmap._core import reference_parking as parking
+from ipcmap._core import ring_layout as at
+from ipcmap._core.layout import WORD, Kind
+from ipcmap._core.reference_allocator import Allocator, Cell
+from ipcmap._core.reference_ring_waiting import (
+    CLOSED,
+    DONE,
+    NO_SLOT,
+    Damaged,
+    RingWaiting,
+    Stalled,
+)
+from ipcmap._core.reference_sections import Reentered, inside
+from ipcmap._deadline import Deadline
+
+__all__ = ["NO_SLOT", "Place", "RingBlocks", "TooSmall"]
+
+
+class Place(NamedTuple):
+    """Where a ring lies: its arena as this process has it, and its block there."""
+
+    memory: memoryview  # of the arena
+    allocator: Allocator
+    slot: Callable[[], int]  # this process's, claimed if it has none
+    known: Callable[[], int]  # the same, 0 = none
+    cell: Cell
+
+
+class TooSmall(NamedTuple):
+    """The block that was to take the copy of a record needs so many bytes."""
+
+    nbytes: int
+
+
+class RingBlocks(RingWaiting):
+    """A ring whose records can be blocks, and can be leased."""
+
+    def __init__(self, place: Place, address: int) -> None:
+        """Attach to the ring of a block; ``address`` is where that begins."""
+        begin = place.cell.offset
+        super().__init__(place.memory[begin : begin + place.cell.nbytes], address)
+        self._place = place
+
+    need_of_block = at.HEADER + 2 * WORD  # bytes of the record that names a block
+
+    # Producers
+
+    def put_block(self, cell: Cell, deadline: Deadline) -> int:
+        """Append the record in a block of one's own, which is addressed; outcomes as of ``put``."""
+        outcome, sleepers = inside(self._producers_section, deadline, self._append_block, cell)
+        if sleepers:
+            parking.wake(self._consumers_parking)  # P6 post
+        return outcome
+
+    def _append_block(self, cell: Cell) -> tuple[int, int]:
+        words = self._words
+        write_pos = words[at.WRITE_POS]
+        end = write_pos + self.need_of_block
+        if end > words[at.ROOM_END]:
+            return (CLOSED if words[at.CLOSED] else words[at.SEEN_READ_POS]), 0
+        first = at.FIRST_RECORD + ((write_pos & self._mask) >> 3)
+        stub = words[first] & at.NUMBER_BITS
+        self._block(cell)[at.B_POS] = write_pos
+        words[first + 1], words[first + 2] = cell.offset, cell.generation
+        words[first] = stub | at.BLOCK | 2 * WORD
+        following = at.FIRST_RECORD + ((end & self._mask) >> 3)
+        words[following] = stub + at.NUMBER_ONE & at.WORD_MASK
+        words[at.WRITE_POS] = end  # R1 publish
+        return DONE, words[at.CONSUMERS_SLEEPING]  # P5 look
+
+    # Consumers, inside
+
+    def _next_record(self, read_pos: int, seen: int) -> tuple[int, int, int]:
+        """Return index, header and end of the record at ``read_pos`` or behind its padding.
+
+        Where there is none after all, the header is -1 and the end where padding ends.
+        A lease that was broken off is finished, and its record passed over.
+        """
+        words = self._words
+        while read_pos != seen:
+            index = read_pos & self._mask
+            header = words[at.FIRST_RECORD + (index >> 3)]
+            after = read_pos + ((header & at.LENGTH_MASK) + 15 & -8)
+            if not 0 < seen - read_pos < self.capacity or read_pos & 7 or after > seen:
+                raise Damaged(f"read_pos={read_pos}, write_pos={seen}, header={header:#x}")
+            if index + after - read_pos > self.capacity:
+                raise Damaged(f"record crosses the end: index={index}, header={header:#x}")
+            kind = header & at.KIND_BITS
+            if kind == at.TAKEN:
+                self._finish_lease(after)
+            elif kind != at.PADDING:
+                return index, header, after
+            elif after & self._mask:
+                raise Damaged(f"padding ends early: index={index}, header={header:#x}")
+            read_pos = after
+        return 0, -1, read_pos
+
+    def _take_unusual(self, read_pos: int, seen: int) -> tuple[bytes | Cell | int, int]:
+        """Take what is no plain record: it, or the outcome, and what to store in read_pos."""
+        index, header, after = self._next_record(read_pos, seen)
+        if header == -1:
+            return seen, after
+        if header & at.KIND_BITS == at.BLOCK:
+            owner = self._place.known()
+            if not owner:
+                return NO_SLOT, self._words[at.READ_POS]
+            return self._retag(index, header, owner, Kind.RECORD), after
+        begin = at.RECORDS + at.HEADER + index
+        return self._memory[begin : begin + (header & at.LENGTH_MASK)].tobytes(), after
+
+    def _retag(self, index: int, header: int, owner: int, kind: int) -> Cell:
+        """Put one's own tag on the block that a record names."""
+        cell = self._named(index, header)
+        if cell:
+            cell = self._place.allocator.pass_on(cell, owner, kind)  # B2 retag
+        if not cell:
+            raise Damaged(f"record names no block: index={index}, header={header:#x}")
+        return cell
+
+    def _named(self, index: int, header: int) -> Cell | None:
+        """Return the handle in a record, if that is what it is."""
+        if header & (at.KIND_BITS | at.LENGTH_MASK) != at.BLOCK | 2 * WORD:
+            return None
+        first = at.FIRST_RECORD + (index >> 3)
+        return Cell(self._words[first + 1], 0, self._words[first + 2], Kind.RECORD)
+
+    def _finish_lease(self, after: int) -> None:
+        """Do what is left of a lease after J1: tag its copy, and pass over its record."""
+        words, allocator = self._words, self._place.allocator
+        copy = Cell(words[at.LEASE_OFFSET], 0, words[at.LEASE_GENERATION], Kind.RECORD)
+        owner, kind = allocator.tag(copy)
+        if kind == Kind.RECORD and owner:
+            allocator.pass_on(copy, owner, Kind.LEASED)
+        words[at.READ_POS] = after  # R2 consume
+
+    # Leases
+
+    def lease(
+        self, copy: Cell | None, touched: list[Cell], deadline: Deadline
+    ) -> Cell | TooSmall | int:
+        """Take the oldest record as a block of one's own.
+
+        Args:
+            copy: A block of one's own into which an inline record is copied.
+            touched: Gets the block that the record names, before anything is changed.
+            deadline: When to stop waiting for the section.
+
+        Returns:
+            The block, LEASED: ``copy``, or the record's own; or what ``get`` returns.
+        """
+        self._place.slot()
+        leased, sleepers = inside(self._consumers_section, deadline, self._lease, copy, touched)
+        if sleepers:
+            parking.wake(self._producers_parking)  # P6 post
+        return leased
+
+    def _lease(self, copy: Cell | None, touched: list[Cell]) -> tuple[Cell | TooSmall | int, int]:
+        words, owner = self._words, self._place.known()
+        read_pos, seen = words[at.READ_POS], words[at.SEEN_WRITE_POS]
+        index, header, after = self._next_record(read_pos, seen)
+        length = header & at.LENGTH_MASK
+        leased: Cell | None
+        if header == -1:
+            words[at.READ_POS] = after  # R2 consume
+            return seen, words[at.PRODUCERS_SLEEPING]
+        if header & at.KIND_BITS == at.BLOCK:
+            touched += filter(None, [self._named(index, header)])
+            leased = self._retag(index, header, owner, Kind.LEASED)
+        elif copy is None or copy.nbytes < at.BLOCK_HEADER + length:
+            return TooSmall(at.BLOCK_HEADER + length), 0
+        else:
+            self.address_block(copy, after, length)
+            begin, target = at.RECORDS + at.HEADER + index, copy.offset + at.BLOCK_HEADER
+            self._place.memory[target : target + length] = self._memory[begin : begin + length]
+            words[at.LEASE_OFFSET], words[at.LEASE_GENERATION] = copy.offset, copy.generation
+            words[at.FIRST_RECORD + (index >> 3)] = header | at.TAKEN  # J1 take
+            leased = self._place.allocator.pass_on(copy, owner, Kind.LEASED)
+            if leased is None:
+                raise Damaged(f"the block for a lease is gone: offset={copy.offset}")
+        words[at.READ_POS] = after  # R2 consume
+        return leased, words[at.PRODUCERS_SLEEPING]  # P5 look
+
+    def take_returned(self, kind: int, deadline: Deadline) -> Cell | None:
+        """Take the oldest record that a dead holder had leased, as a block of this kind."""
+        if not self._words[at.RETURNED]:
+            return None
+        self._place.slot()
+        found = self._returned()
+        return inside(self._consumers_section, deadline, self._pop, found, kind)
+
+    def _returned(self) -> list[Cell]:
+        """Find the RETURNED blocks of this ring, oldest first."""
+        cells = list(self._place.allocator.of_kind(Kind.RETURNED))
+        ours = [cell for cell in cells if self.is_ours(cell)]
+        return sorted(ours, key=lambda cell: self._block(cell)[at.B_POS])
+
+    def _pop(self, found: list[Cell], kind: int) -> Cell | None:
+        allocator = self._place.allocator
+        for cell in found or self._returned():
+            if allocator.tag(cell) == (0, Kind.RETURNED):
+                return allocator.pass_on(cell, self._place.known(), kind)  # L2 pop
+        if not self._returned():
+            self._words[at.RETURNED] = 0
+        return None
+
+    # Blocks whose owner cannot go on
+
+    def keeps(self, cell: Cell, owner: int, dead: Callable[[], bool], deadline: Deadline) -> bool:
+        """Settle whose a RECORD or LEASED block is; ``False`` = its owner's, who is to free it.
+
+        For the sweep of a dead slot, and for a call of our own that was broken off.
+
+        Args:
+            cell: The block.
+            owner: The slot in its tag, as it was seen.
+            dead: Whether the slot is still that of the dead.
+            deadline: When to stop waiting for the section.
+        """
+        kept, sleepers = inside(self._consumers_section, deadline, self._judge, cell, owner, dead)
+        if sleepers:
+            parking.wake(self._consumers_parking)  # P6 post
+        return kept
+
+    def _judge(self, cell: Cell, owner: int, dead: Callable[[], bool]) -> tuple[bool, int]:
+        words, allocator = self._words, self._place.allocator
+        read_pos, seen = words[at.READ_POS], words[at.SEEN_WRITE_POS]
+        self._next_record(read_pos, seen)  # finishes the lease of who died in one
+        # Loaded before the record: what is published later was not seen as named.
+        write_pos, read_pos = words[at.WRITE_POS], words[at.READ_POS]
+        pos = self._block(cell)[at.B_POS]
+        if read_pos <= pos < write_pos and not pos & 7:
+            index = pos & self._mask
+            named = self._named(index, words[at.FIRST_RECORD + (index >> 3)])
+            if named and (named.offset, named.generation) == (cell.offset, cell.generation):
+                return True, 0
+        tag = allocator.tag(cell)
+        if tag[0] != owner or not dead():
+            return True, 0
+        if tag[1] != Kind.LEASED:
+            return False, 0
+        words[at.RETURNED] = 1
+        allocator.pass_on(cell, 0, Kind.RETURNED)  # L1 return
+        words[at.SEEN_WRITE_POS] = read_pos  # the next get is to look
+        return True, words[at.CONSUMERS_SLEEPING]
+
+    def give_back(self, cell: Cell) -> None:
+        """Free a block of one's own after a call that was broken off, unless it is the ring's."""
+        # Where the section is not to be had, it stays until this process ends.
+        with contextlib.suppress(Stalled, Reentered, Damaged):
+            if not self.keeps(cell, self._place.slot(), lambda: True, Deadline(0)):
+                self._place.allocator.free(cell)
+
+    def free_own(self, cell: Cell) -> None:
+        """Free the block of a record that one has taken."""
+        self._place.allocator.free(cell)  # B3 free
+
+    def claim_slot(self) -> None:
+        """Make this process a member of the family, which can own a block."""
+        self._place.slot()
+
+    def count_returned(self) -> int:
+        """Count the records that dead holders had leased, and that are to come again."""
+        return len(self._returned()) if self._words[at.RETURNED] else 0
+
+    @property
+    def largest_record(self) -> int:
+        """The most bytes that a block of this arena can carry."""
+        return self._place.allocator.layout.classes[-1].cell_nbytes - at.BLOCK_HEADER
+
+    # The first words of a block
+
+    def address_block(self, cell: Cell, pos: int, length: int) -> None:
+        """Say in a block which ring it has to do with."""
+        block, ring = self._block(cell), self._place.cell
+        block[at.B_RING], block[at.B_RING_GENERATION] = ring.offset, ring.generation
+        block[at.B_POS], block[at.B_NBYTES] = pos, length
+
+    def is_ours(self, cell: Cell) -> bool:
+        """Return whether a block says that it has to do with this ring."""
+        block, ring = self._block(cell), self._place.cell
+        here = block[at.B_RING], block[at.B_RING_GENERATION]
+        return here == (ring.offset, ring.generation)
+
+    def record_in(self, cell: Cell) -> memoryview:
+        """Return the bytes of the record that a block carries."""
+        nbytes = self._block(cell)[at.B_NBYTES]
+        if nbytes > cell.nbytes - at.BLOCK_HEADER:
+            raise Damaged(f"length of a record={nbytes}, block={cell.nbytes}")
+        begin = cell.offset + at.BLOCK_HEADER
+        return self._place.memory[begin : begin + nbytes]
+
+    def _block(self, cell: Cell) -> memoryview:
+        return self._place.memory[cell.offset : cell.offset + at.BLOCK_HEADER].cast("Q")

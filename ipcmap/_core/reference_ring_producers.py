@@ -1,0 +1,69 @@
+"""Producers that are attached to a ring, which ends when the last of them has left or died.
+
+Each is a small block of its process: the sweep of a dead one finds it there.
+
+    PRODUCER   attached
+    LEAVING    about to leave: no longer counted, not yet gone
+
+Sync points, in the producers' section
+  N1 attach  producer: its block is a PRODUCER; then it looks whether the ring is closed
+             who leaves: counts the PRODUCERs that are left
+  N2 leave   producer, sweep: its block is LEAVING, then it counts; where none is left the
+             ring is closed (E1); then the block is freed
+
+If a process dies before N2, the sweep of its slot leaves in its place; between N2 and the
+end, the sweep finds it LEAVING and counts once more. Two who leave at a time do it one
+after the other, so that the second finds none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ipcmap._core.layout import Kind
+from ipcmap._core.reference_allocator import Cell
+from ipcmap._core.reference_ring_batches import RingBatches
+from ipcmap._core.reference_sections import inside
+from ipcmap._core.ring_layout import BLOCK_HEADER, CLOSED
+from ipcmap._deadline import Deadline
+
+__all__ = ["RingProducers"]
+
+
+class RingProducers(RingBatches):
+    """A ring that knows who promised to put something into it."""
+
+    def attach(self, deadline: Deadline) -> Cell | None:
+        """Be one of its producers, until ``leave``; ``None`` where it is closed."""
+        allocator = self._place.allocator
+        cell = allocator.allocate(BLOCK_HEADER)
+        self.address_block(cell, 0, 0)
+        cell = allocator.retag(cell, self._place.slot(), Kind.PRODUCER)  # N1 attach
+        if inside(self._producers_section, deadline, lambda: self._words[CLOSED]):
+            allocator.free(cell)
+            return None
+        return cell
+
+    def leave(self, cell: Cell, owner: int, dead: Callable[[], bool], deadline: Deadline) -> None:
+        """Be none any more, for oneself or for one who died; the block is then to be freed.
+
+        Args:
+            cell: The block of the one who leaves.
+            owner: The slot in its tag, as it was seen.
+            dead: Whether the slot is still that of the dead.
+            deadline: When to stop waiting for the section.
+        """
+        if inside(self._producers_section, deadline, self._leave_last, cell, owner, dead):
+            self.close(deadline)
+
+    def _leave_last(self, cell: Cell, owner: int, dead: Callable[[], bool]) -> bool:
+        allocator = self._place.allocator
+        if allocator.tag(cell)[0] != owner or not dead():
+            return False
+        allocator.pass_on(cell, owner, Kind.LEAVING)  # N2 leave
+        return not any(self.is_ours(other) for other in allocator.of_kind(Kind.PRODUCER))
+
+    def detach(self, cell: Cell, deadline: Deadline) -> None:
+        """Be no producer any more, with the block that ``attach`` returned."""
+        self.leave(cell, self._place.slot(), lambda: True, deadline)
+        self._place.allocator.free(cell._replace(kind=Kind.LEAVING))

@@ -1,0 +1,582 @@
+"""The ring: records of bytes from any number of producers to any number of consumers.
+
+The engine makes one attempt at a time and returns codes; here they become waiting,
+and exceptions. A large record travels in a block of the arena, written and read
+outside of any section, so that it never holds up a small one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import queue
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, SupportsIndex, TypeVar
+
+from ipcmap._core import reference_ring as engine
+from ipcmap._core import ring_layout as at
+from ipcmap._core.layout import Kind
+from ipcmap._core.reference_allocator import Cell
+from ipcmap._core.reference_ring_blocks import NO_SLOT, Place, TooSmall
+from ipcmap._core.reference_ring_producers import RingProducers
+from ipcmap._core.reference_ring_waiting import CLOSED, DONE, Damaged, Side, Stalled
+from ipcmap._core.reference_sections import Reentered
+from ipcmap._deadline import Deadline
+from ipcmap.arena import Arena
+from ipcmap.errors import ArenaFull, BusyError, ClosedError, CorruptError, RecordTooLarge
+from ipcmap.loans import Attachment, Claim, Lease
+from ipcmap.pages import byte_count
+from ipcmap.structure import Structure
+
+__all__ = ["Ring", "RingStatistics"]
+
+_INLINE = 1 << 16  # bytes; longer records travel in blocks
+_FOR_EVER = Deadline(None)
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class RingStatistics:
+    """A ring as it was: a snapshot, stale as soon as it is taken.
+
+    Attributes:
+        capacity: Bytes for records.
+        backlog_bytes: Of these, in use: records, their headers, padding.
+        backlog_records: Records to come: what ``len(ring)`` says.
+        puts: Records ever put.
+        gets: Records ever taken, leased ones included.
+        waiting_producers: Threads that sleep until there is room; after a kill perhaps more.
+        waiting_consumers: Threads that sleep until there is a record; likewise.
+        recoveries: How often a section was inherited from a process that died in it.
+    """
+
+    capacity: int
+    backlog_bytes: int
+    backlog_records: int
+    puts: int
+    gets: int
+    waiting_producers: int
+    waiting_consumers: int
+    recoveries: int
+
+
+class Ring(Structure):
+    """A bounded queue of bytes in shared memory, with many producers and many consumers.
+
+    Made before a fork or sent by pickle, it is used by every process of the family and by
+    all of their threads. Each record goes to one consumer, and those of one producer
+    come in the order in which it put them. What :meth:`put` has returned from is delivered,
+    whoever is killed; a call during which its own process is killed is in doubt.
+
+    Args:
+        capacity: Bytes for records, rounded up to a power of two from 64 on. A record
+            takes its length, rounded up to 8, and 8 more; one of more than 64 KiB,
+            or half of the capacity, takes 24, and its bytes a block of the arena.
+        arena: Where its bytes are; ``None`` = the default arena.
+
+    Raises:
+        ArenaFull: The arena has no room for it.
+        ValueError: ``capacity`` is not 1 to 4 GiB.
+
+    Example:
+        >>> import os
+        >>> ring = Ring()
+        >>> pid = os.fork()
+        >>> if pid == 0:
+        ...     ring.put(b"hello from the child")
+        ...     os._exit(0)
+        >>> ring.get()
+        b'hello from the child'
+        >>> _ = os.waitpid(pid, 0)
+    """
+
+    _kind = Kind.RING
+
+    __slots__ = ("_core", "_inline", "_try_get", "_try_put")
+
+    def __init__(self, capacity: SupportsIndex = 1 << 20, *, arena: Arena | None = None) -> None:
+        asked = byte_count("capacity", capacity)
+        if not 1 <= asked <= at.MAX_CAPACITY:
+            raise ValueError(f"capacity must be 1 to {at.MAX_CAPACITY} bytes: capacity={asked}")
+        rounded = max(at.MIN_CAPACITY, 1 << (asked - 1).bit_length())
+        self._make(arena, engine.nbytes(rounded), at.RECORDS + at.HEADER)
+        engine.initialise(self._memory, self._address, rounded)
+        self._attach()
+
+    def _attach(self) -> None:
+        inside = self._arena._open()
+        memory = inside.pages.window()
+        place = Place(memory, inside.allocator, inside.family.slot, inside.family.known, self._cell)
+        with self._telling():
+            self._core = RingProducers(place, self._address)
+        self._inline = min(self._core.longest, _INLINE)
+        self._try_put, self._try_get = self._core.put, self._core.get
+
+    # Producers
+
+    def put(self, data: Any, timeout: float | None = None) -> None:
+        """Append a record: a copy of the bytes of ``data``, none or many.
+
+        Args:
+            data: Any object with a contiguous buffer: bytes, bytearray, memoryview,
+                array, ndarray.
+            timeout: Seconds to wait for room; ``None`` = for ever, 0 = do not wait.
+
+        Raises:
+            ArenaFull: The record needs a block, and the arena is full.
+            BusyError: Called from a signal handler that interrupted such a call.
+            ClosedError: The ring is closed.
+            CorruptError: Its bookkeeping is damaged.
+            queue.Full: There was no room for it in time.
+            RecordTooLarge: The arena can never have a block for it.
+            StaleHandle: The ring was destroyed.
+            TypeError: ``data`` has no buffer, or not a contiguous one.
+        """
+        if type(data) is not bytes:
+            data = _bytes_of(data)
+        if timeout is None and len(data) <= self._inline:
+            try:
+                if self._try_put(data) == DONE:
+                    return
+            except (Damaged, Reentered) as error:
+                raise self._told(error) from None
+        self._put(data, Deadline(timeout))
+
+    def put_many(self, records: Iterable[Any], timeout: float | None = None) -> None:
+        """Append records in their order, many at a time; another's may come between them.
+
+        If the process is killed meanwhile, the first of them are delivered: none, some or all.
+
+        Raises:
+            queue.Full: There was no room for all in time; its attribute ``put``, as that
+                of every error raised here, says how many went in.
+            TypeError: As :meth:`put`, and the rest as there; nothing was put then.
+        """
+        batch = [data if type(data) is bytes else _bytes_of(data) for data in records]
+        deadline, done = Deadline(timeout), 0
+        large = [index for index, data in enumerate(batch) if len(data) > self._inline]
+        try:
+            for index in large:
+                done = self._put_run(batch, done, index, deadline)
+                self._put_large(batch[index], deadline)
+                done += 1
+            done = self._put_run(batch, done, len(batch), deadline)
+        except Exception as error:
+            error.put = getattr(error, "put", done)  # type: ignore[attr-defined]
+            raise
+
+    def claim(self, nbytes: SupportsIndex, timeout: float | None = None) -> Claim:
+        """Return room for one record of ``nbytes`` bytes, to be filled in place.
+
+        Its ``with`` block gives a writable memoryview. At the end of the block the
+        record is put, which may wait for room as :meth:`put` does, with the same
+        errors; an exception in the block aborts it. The ring is not held meanwhile.
+        A claim that was opened before a fork belongs to the parent alone.
+
+        Raises:
+            BusyError: At the end: slices of the view, or arrays over it, are alive.
+            RecordTooLarge: On entry: the arena can never have a block for it.
+            ValueError: ``nbytes`` is negative.
+
+        Example:
+            >>> ring = Ring()
+            >>> with ring.claim(5) as view:
+            ...     view[:] = b"hello"
+            >>> ring.get()
+            b'hello'
+        """
+        length = byte_count("nbytes", nbytes)
+        if length < 0:
+            raise ValueError(f"length must not be negative: nbytes={length}")
+        cells: list[Cell] = []
+        scratch: list[bytearray] = []
+
+        def take() -> memoryview:
+            if length <= self._inline:
+                scratch.append(bytearray(length))
+                return memoryview((ctypes.c_ubyte * length).from_buffer(scratch[0])).cast("B")
+            cells.append(self._take_block(length))
+            return self._view_of(cells[0])
+
+        def commit() -> None:
+            if scratch:
+                self._put(memoryview(scratch.pop()), Deadline(timeout))
+            else:
+                self._put_block(cells.pop(), Deadline(timeout))
+
+        def abort() -> None:
+            scratch.clear()
+            while cells:
+                self._core.free_own(cells.pop())
+
+        return Claim(take, commit, abort)
+
+    def attach_producer(self) -> Attachment:
+        """Promise that this process will put something; the ring ends with the last promise.
+
+        The ring is closed when the last of the attached producers has detached, left its
+        ``with`` block, or died. To be used before the others could all be gone: a ring
+        that has ended does not begin again.
+
+        Raises:
+            ClosedError: The ring is closed.
+
+        Example:
+            >>> ring = Ring()
+            >>> with ring.attach_producer():
+            ...     ring.put(b"all there is")
+            >>> ring.get()
+            b'all there is'
+            >>> ring.get()  # doctest: +ELLIPSIS
+            Traceback (most recent call last):
+            ipcmap.errors.ClosedError: ...
+        """
+        with self._telling():
+            cell = self._core.attach(_FOR_EVER)
+        if cell is None:
+            raise self._closed()
+
+        def leave() -> None:
+            with self._telling():
+                self._core.detach(cell, _FOR_EVER)
+
+        return Attachment(leave)
+
+    # Consumers
+
+    def get(self, timeout: float | None = None) -> bytes:
+        """Take the oldest record.
+
+        Args:
+            timeout: Seconds to wait for one; ``None`` = for ever, 0 = do not wait.
+
+        Raises:
+            BusyError: Called from a signal handler that interrupted such a call.
+            ClosedError: The ring is closed, and empty.
+            CorruptError: Its bookkeeping is damaged.
+            queue.Empty: There was none in time.
+            StaleHandle: The ring was destroyed.
+        """
+        if timeout is None:
+            try:
+                record = self._try_get()
+            except (Damaged, Reentered) as error:
+                raise self._told(error) from None
+            if type(record) is bytes:
+                return record
+            if isinstance(record, Cell):
+                return self._unloaded(record)
+        return self._unloaded(self._wait_for(self._core.get, Kind.RECORD, Deadline(timeout)))
+
+    def get_many(
+        self, max_records: SupportsIndex | None = None, timeout: float | None = None
+    ) -> list[bytes]:
+        """Take what is there, in one step: waits for the first record only.
+
+        If the process is killed meanwhile, all of the batch is in doubt.
+
+        Args:
+            max_records: The most to take, ``None`` = all.
+            timeout: Seconds to wait for the first; ``None`` = for ever, 0 = do not wait.
+
+        Raises:
+            ValueError: ``max_records`` is less than 1.
+            queue.Empty: There was none in time; and the rest as :meth:`get`.
+        """
+        most = sys.maxsize if max_records is None else byte_count("max_records", max_records)
+        if most < 1:
+            raise ValueError(f"number of records must be 1 or more: max_records={most}")
+
+        def attempt(deadline: Deadline) -> list[bytes | Cell] | int:
+            return self._core.get_many(most, deadline)
+
+        taken = self._wait_for(attempt, Kind.RECORD, Deadline(timeout))
+        if isinstance(taken, list):
+            return [self._unloaded(record) for record in taken]
+        return [self._unloaded(taken)]
+
+    def lease(self, timeout: float | None = None) -> Lease:
+        """Return the oldest record where it lies, for the time of a ``with`` block.
+
+        On entry the record is taken out of the ring, which may wait and fail as :meth:`get`
+        does; the block gives a read-only memoryview, and at its end the bytes are freed.
+        If the process is killed inside the block, another consumer gets the record; where
+        the ring was closed meanwhile, whoever asks once more. A lease that was opened
+        before a fork belongs to the parent alone.
+
+        Raises:
+            BusyError: At the end: slices of the view, or arrays over it, are alive.
+
+        Example:
+            >>> ring = Ring()
+            >>> ring.put(b"a large frame")
+            >>> with ring.lease() as view:
+            ...     bytes(view[8:])
+            b'frame'
+        """
+        cells: list[Cell] = []
+
+        def take() -> memoryview:
+            cells.append(self._lease(Deadline(timeout)))
+            return self._view_of(cells[0]).toreadonly()
+
+        def free() -> None:
+            self._core.free_own(cells.pop())
+
+        return Lease(take, free)
+
+    # Facts and the end
+
+    def __len__(self) -> int:
+        """Return how many records are to come; it may be stale at once."""
+        with self._telling():
+            gets, puts = self._core.counts(_FOR_EVER)
+            return puts - gets + self._core.count_returned()
+
+    def __bool__(self) -> bool:
+        return True
+
+    @property
+    def capacity(self) -> int:
+        """Bytes for records."""
+        return self._core.capacity
+
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed, by anyone; what is left can still be taken."""
+        return self._core.is_closed()
+
+    def statistics(self) -> RingStatistics:
+        """Return what can be said of it in figures.
+
+        Raises:
+            CorruptError: Its bookkeeping is damaged.
+            StaleHandle: The ring was destroyed.
+        """
+        self._check()
+        with self._telling():
+            gets, puts = self._core.counts(_FOR_EVER)
+            backlog_bytes, producers, consumers, takeovers = self._core.glance()
+            records = puts - gets + self._core.count_returned()
+        return RingStatistics(
+            self.capacity, backlog_bytes, records, puts, gets, producers, consumers, takeovers
+        )
+
+    def close(self) -> None:
+        """End it for all: no more is put, what is there is taken. Twice is once.
+
+        Whoever waits in a :meth:`put` gets :class:`ClosedError`, and so does whoever
+        finds nothing left in a :meth:`get`.
+        """
+        with self._telling():
+            self._core.close(_FOR_EVER)
+
+    def destroy(self) -> None:
+        """Close it, and free it for the whole family; every handle of it is stale then.
+
+        See :meth:`Structure.destroy`; records that are left are gone.
+        """
+        self._check()
+        with self._telling():
+            self._core.close(_FOR_EVER)
+            self._core.discard(_FOR_EVER)
+        super().destroy()
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else "open"
+        return f"<ipcmap.Ring of {self.capacity} bytes: {state}, {self._core.backlog()} in use>"
+
+    # Waiting
+
+    def _put(self, data: bytes | memoryview, deadline: Deadline) -> None:
+        if len(data) > self._inline:
+            self._put_large(data, deadline)
+        else:
+            self._offer(lambda: self._core.put(data, deadline), len(data) + 15 & -8, deadline)
+
+    def _put_run(
+        self, batch: list[bytes | memoryview], begin: int, end: int, deadline: Deadline
+    ) -> int:
+        """Put the records of a batch from ``begin`` on, none of which needs a block."""
+        records, done = batch[begin:end], 0
+        try:
+            with self._telling(queue.Full):
+                while done < len(records):
+                    outcome, done = self._core.put_many(records, done, deadline)
+                    if outcome != DONE:
+                        need = len(records[done]) + 15 & -8
+                        self._wait(self._core.producers, outcome, deadline, need)
+        except Exception as error:
+            error.put = begin + done  # type: ignore[attr-defined]
+            raise
+        return end
+
+    def _put_large(self, data: bytes | memoryview, deadline: Deadline) -> None:
+        cell = self._take_block(len(data))
+        try:
+            self._core.record_in(cell)[:] = data
+            self._put_block(cell, deadline)
+        except BaseException:
+            self._core.give_back(cell)
+            raise
+
+    def _put_block(self, cell: Cell, deadline: Deadline) -> None:
+        core = self._core
+        try:
+            self._offer(lambda: core.put_block(cell, deadline), core.need_of_block, deadline)
+        except BaseException:
+            core.give_back(cell)
+            raise
+
+    def _offer(self, attempt: Callable[[], int], need: int, deadline: Deadline) -> None:
+        with self._telling(queue.Full):
+            while (outcome := attempt()) != DONE:
+                self._wait(self._core.producers, outcome, deadline, need)
+
+    def _wait_for(
+        self, attempt: Callable[[Deadline], Result | int], kind: int, deadline: Deadline
+    ) -> Result | Cell:
+        """Return what an attempt takes, or a record that a dead holder had leased."""
+        core, waited = self._core, False
+        with self._telling(queue.Empty):
+            while True:
+                taken = attempt(deadline)
+                if not isinstance(taken, int):
+                    break
+                if taken == NO_SLOT:
+                    core.claim_slot()
+                    continue
+                returned = core.take_returned(kind, deadline)
+                if returned:
+                    return returned
+                self._wait(core.consumers, taken, deadline)
+                waited = True
+            if waited:
+                core.pass_on()
+            return taken
+
+    def _wait(self, side: Side, outcome: int, deadline: Deadline, need: int = 0) -> None:
+        """Wait after an attempt that did not come off; raise where there is no use in it."""
+        core = self._core
+        if outcome >= 0:
+            outcome = core.wait(side, outcome, deadline, need)
+        if outcome == CLOSED:
+            # The end for a consumer, unless somebody died with a record in hand.
+            if side is core.consumers and self._arena.sweep() and core.count_returned():
+                return
+            self._check()
+            raise self._closed()
+        if outcome != DONE:
+            self._check()
+            self._arena._sweep_if_due()
+            if not deadline.remaining():
+                raise Stalled
+
+    def _lease(self, deadline: Deadline) -> Cell:
+        copy: Cell | None = None
+        touched: list[Cell] = []
+
+        def attempt(deadline: Deadline) -> Cell | TooSmall | int:
+            return self._core.lease(copy, touched, deadline)
+
+        try:
+            while True:
+                taken: Cell | TooSmall = self._wait_for(attempt, Kind.LEASED, deadline)
+                if copy and taken != copy._replace(kind=Kind.LEASED):
+                    self._core.give_back(copy)
+                if isinstance(taken, Cell):
+                    return taken
+                copy = self._arena._allocate(taken.nbytes, Kind.RECORD)
+        except BaseException:
+            for cell in [*touched, *filter(None, [copy])]:
+                self._core.give_back(cell)
+            raise
+
+    # Blocks
+
+    def _take_block(self, nbytes: int) -> Cell:
+        """Allocate a block for a record, and say in it whose it will be."""
+        try:
+            cell = self._arena._allocate(at.BLOCK_HEADER + nbytes, Kind.RECORD)
+        except ArenaFull as error:
+            largest = self._core.largest_record
+            if nbytes <= min(largest, self._arena.limit - at.BLOCK_HEADER):
+                raise
+            raise RecordTooLarge(
+                f"record can never fit the arena: nbytes={nbytes}, largest block={largest}, "
+                f"limit={self._arena.limit}; make the ring in a larger one "
+                "(Ring(arena=Arena(limit, reserve=...))), or send the record in parts"
+            ) from error
+        self._core.address_block(cell, 0, nbytes)
+        return cell
+
+    def _unloaded(self, record: bytes | Cell) -> bytes:
+        """Return the bytes of a record, and free the block that it came in."""
+        if isinstance(record, bytes):
+            return record
+        try:
+            with self._telling():
+                return self._core.record_in(record).tobytes()
+        finally:
+            self._core.free_own(record)
+
+    def _view_of(self, cell: Cell) -> memoryview:
+        """Return the record of a block, in a window of its own."""
+        with self._telling():
+            length = self._core.record_in(cell).nbytes
+        begin = cell.offset + at.BLOCK_HEADER
+        return self._arena._open().pages.window()[begin : begin + length]
+
+    # Errors
+
+    @contextlib.contextmanager
+    def _telling(self, stalled: type[Exception] = BusyError) -> Iterator[None]:
+        """Turn what the engine says into what a caller can understand."""
+        try:
+            yield
+        except (Damaged, Reentered) as error:
+            raise self._told(error) from None
+        except Stalled:
+            raise stalled(
+                f"ring was not ready in time: {self._core.backlog()} of {self.capacity} bytes "
+                "in use; wait longer, or see who is stopped or slow"
+            ) from None
+
+    def _told(self, error: Exception) -> Exception:
+        if isinstance(error, Reentered):
+            return BusyError(
+                "ring is in use by the code that this signal handler or finalizer interrupted: "
+                f"pid={os.getpid()}; leave the handler first"
+            )
+        return CorruptError(f"ring is damaged: {error}; make another")
+
+    def _closed(self) -> ClosedError:
+        return ClosedError(
+            f"ring is closed: {self._core.backlog()} of {self.capacity} bytes in use; make another"
+        )
+
+
+def _bytes_of(data: Any) -> bytes | memoryview:
+    """Return a record as single bytes, without a copy where that is possible."""
+    try:
+        view: memoryview = memoryview(data)
+    except TypeError:
+        raise TypeError(
+            f"record must be bytes or have a buffer: type={type(data).__name__}; encode it "
+            "(str.encode, pickle.dumps)"
+        ) from None
+    if not view.c_contiguous:
+        raise TypeError(
+            f"record must be contiguous: shape={view.shape}, strides={view.strides}; pass a copy "
+            "(numpy.ascontiguousarray(data), bytes(data))"
+        )
+    if not view.nbytes:
+        return b""
+    try:
+        return view.cast("B")
+    except (TypeError, ValueError):  # items that memoryview cannot name
+        return view.tobytes()
