@@ -1,42 +1,28 @@
-"""The ring: records of bytes from any number of producers to any number of consumers.
-
-The engine makes one attempt at a time and returns codes; here they become waiting,
-and exceptions. A large record travels in a block of the arena, written and read
-outside of any section, so that it never holds up a small one.
-"""
+"""The ring: records of bytes from any number of producers to any number of consumers."""
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
-import os
-import queue
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, SupportsIndex, TypeVar
+from typing import Any, SupportsIndex
 
 from ipcmap._core import reference_ring as engine
 from ipcmap._core import ring_layout as at
 from ipcmap._core.layout import Kind
 from ipcmap._core.reference_allocator import Cell
-from ipcmap._core.reference_ring_blocks import NO_SLOT, Place, TooSmall
-from ipcmap._core.reference_ring_producers import RingProducers
-from ipcmap._core.reference_ring_waiting import CLOSED, DONE, Damaged, Side, Stalled
+from ipcmap._core.reference_ring_waiting import DONE, Damaged
 from ipcmap._core.reference_sections import Reentered
 from ipcmap._deadline import Deadline
 from ipcmap.arena import Arena
-from ipcmap.errors import ArenaFull, BusyError, ClosedError, CorruptError, RecordTooLarge
 from ipcmap.loans import Attachment, Claim, Lease
 from ipcmap.pages import byte_count
-from ipcmap.structure import Structure
+from ipcmap.ring_handle import RingHandle, bytes_of
 
 __all__ = ["Ring", "RingStatistics"]
 
-_INLINE = 1 << 16  # bytes; longer records travel in blocks
 _FOR_EVER = Deadline(None)
-
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -64,7 +50,7 @@ class RingStatistics:
     recoveries: int
 
 
-class Ring(Structure):
+class Ring(RingHandle):
     """A bounded queue of bytes in shared memory, with many producers and many consumers.
 
     Made before a fork or sent by pickle, it is used by every process of the family and by
@@ -94,9 +80,7 @@ class Ring(Structure):
         >>> _ = os.waitpid(pid, 0)
     """
 
-    _kind = Kind.RING
-
-    __slots__ = ("_core", "_inline", "_try_get", "_try_put")
+    __slots__ = ()
 
     def __init__(self, capacity: SupportsIndex = 1 << 20, *, arena: Arena | None = None) -> None:
         asked = byte_count("capacity", capacity)
@@ -106,15 +90,6 @@ class Ring(Structure):
         self._make(arena, engine.nbytes(rounded), at.RECORDS + at.HEADER)
         engine.initialise(self._memory, self._address, rounded)
         self._attach()
-
-    def _attach(self) -> None:
-        inside = self._arena._open()
-        memory = inside.pages.window()
-        place = Place(memory, inside.allocator, inside.family.slot, inside.family.known, self._cell)
-        with self._telling():
-            self._core = RingProducers(place, self._address)
-        self._inline = min(self._core.longest, _INLINE)
-        self._try_put, self._try_get = self._core.put, self._core.get
 
     # Producers
 
@@ -137,7 +112,7 @@ class Ring(Structure):
             TypeError: ``data`` has no buffer, or not a contiguous one.
         """
         if type(data) is not bytes:
-            data = _bytes_of(data)
+            data = bytes_of(data)
         if timeout is None and len(data) <= self._inline:
             try:
                 if self._try_put(data) == DONE:
@@ -156,7 +131,7 @@ class Ring(Structure):
                 of every error raised here, says how many went in.
             TypeError: As :meth:`put`, and the rest as there; nothing was put then.
         """
-        batch = [data if type(data) is bytes else _bytes_of(data) for data in records]
+        batch = [data if type(data) is bytes else bytes_of(data) for data in records]
         deadline, done = Deadline(timeout), 0
         large = [index for index, data in enumerate(batch) if len(data) > self._inline]
         try:
@@ -389,194 +364,3 @@ class Ring(Structure):
     def __repr__(self) -> str:
         state = "closed" if self.closed else "open"
         return f"<ipcmap.Ring of {self.capacity} bytes: {state}, {self._core.backlog()} in use>"
-
-    # Waiting
-
-    def _put(self, data: bytes | memoryview, deadline: Deadline) -> None:
-        if len(data) > self._inline:
-            self._put_large(data, deadline)
-        else:
-            self._offer(lambda: self._core.put(data, deadline), len(data) + 15 & -8, deadline)
-
-    def _put_run(
-        self, batch: list[bytes | memoryview], begin: int, end: int, deadline: Deadline
-    ) -> int:
-        """Put the records of a batch from ``begin`` on, none of which needs a block."""
-        records, done = batch[begin:end], 0
-        try:
-            with self._telling(queue.Full):
-                while done < len(records):
-                    outcome, done = self._core.put_many(records, done, deadline)
-                    if outcome != DONE:
-                        need = len(records[done]) + 15 & -8
-                        self._wait(self._core.producers, outcome, deadline, need)
-        except Exception as error:
-            error.put = begin + done  # type: ignore[attr-defined]
-            raise
-        return end
-
-    def _put_large(self, data: bytes | memoryview, deadline: Deadline) -> None:
-        cell = self._take_block(len(data))
-        try:
-            self._core.record_in(cell)[:] = data
-            self._put_block(cell, deadline)
-        except BaseException:
-            self._core.give_back(cell)
-            raise
-
-    def _put_block(self, cell: Cell, deadline: Deadline) -> None:
-        core = self._core
-        try:
-            self._offer(lambda: core.put_block(cell, deadline), core.need_of_block, deadline)
-        except BaseException:
-            core.give_back(cell)
-            raise
-
-    def _offer(self, attempt: Callable[[], int], need: int, deadline: Deadline) -> None:
-        with self._telling(queue.Full):
-            while (outcome := attempt()) != DONE:
-                self._wait(self._core.producers, outcome, deadline, need)
-
-    def _wait_for(
-        self, attempt: Callable[[Deadline], Result | int], kind: int, deadline: Deadline
-    ) -> Result | Cell:
-        """Return what an attempt takes, or a record that a dead holder had leased."""
-        core, waited = self._core, False
-        with self._telling(queue.Empty):
-            while True:
-                taken = attempt(deadline)
-                if not isinstance(taken, int):
-                    break
-                if taken == NO_SLOT:
-                    core.claim_slot()
-                    continue
-                returned = core.take_returned(kind, deadline)
-                if returned:
-                    return returned
-                self._wait(core.consumers, taken, deadline)
-                waited = True
-            if waited:
-                core.pass_on()
-            return taken
-
-    def _wait(self, side: Side, outcome: int, deadline: Deadline, need: int = 0) -> None:
-        """Wait after an attempt that did not come off; raise where there is no use in it."""
-        core = self._core
-        if outcome >= 0:
-            outcome = core.wait(side, outcome, deadline, need)
-        if outcome == CLOSED:
-            # The end for a consumer, unless somebody died with a record in hand.
-            if side is core.consumers and self._arena.sweep() and core.count_returned():
-                return
-            self._check()
-            raise self._closed()
-        if outcome != DONE:
-            self._check()
-            self._arena._sweep_if_due()
-            if not deadline.remaining():
-                raise Stalled
-
-    def _lease(self, deadline: Deadline) -> Cell:
-        copy: Cell | None = None
-        touched: list[Cell] = []
-
-        def attempt(deadline: Deadline) -> Cell | TooSmall | int:
-            return self._core.lease(copy, touched, deadline)
-
-        try:
-            while True:
-                taken: Cell | TooSmall = self._wait_for(attempt, Kind.LEASED, deadline)
-                if copy and taken != copy._replace(kind=Kind.LEASED):
-                    self._core.give_back(copy)
-                if isinstance(taken, Cell):
-                    return taken
-                copy = self._arena._allocate(taken.nbytes, Kind.RECORD)
-        except BaseException:
-            for cell in [*touched, *filter(None, [copy])]:
-                self._core.give_back(cell)
-            raise
-
-    # Blocks
-
-    def _take_block(self, nbytes: int) -> Cell:
-        """Allocate a block for a record, and say in it whose it will be."""
-        try:
-            cell = self._arena._allocate(at.BLOCK_HEADER + nbytes, Kind.RECORD)
-        except ArenaFull as error:
-            largest = self._core.largest_record
-            if nbytes <= min(largest, self._arena.limit - at.BLOCK_HEADER):
-                raise
-            raise RecordTooLarge(
-                f"record can never fit the arena: nbytes={nbytes}, largest block={largest}, "
-                f"limit={self._arena.limit}; make the ring in a larger one "
-                "(Ring(arena=Arena(limit, reserve=...))), or send the record in parts"
-            ) from error
-        self._core.address_block(cell, 0, nbytes)
-        return cell
-
-    def _unloaded(self, record: bytes | Cell) -> bytes:
-        """Return the bytes of a record, and free the block that it came in."""
-        if isinstance(record, bytes):
-            return record
-        try:
-            with self._telling():
-                return self._core.record_in(record).tobytes()
-        finally:
-            self._core.free_own(record)
-
-    def _view_of(self, cell: Cell) -> memoryview:
-        """Return the record of a block, in a window of its own."""
-        with self._telling():
-            length = self._core.record_in(cell).nbytes
-        begin = cell.offset + at.BLOCK_HEADER
-        return self._arena._open().pages.window()[begin : begin + length]
-
-    # Errors
-
-    @contextlib.contextmanager
-    def _telling(self, stalled: type[Exception] = BusyError) -> Iterator[None]:
-        """Turn what the engine says into what a caller can understand."""
-        try:
-            yield
-        except (Damaged, Reentered) as error:
-            raise self._told(error) from None
-        except Stalled:
-            raise stalled(
-                f"ring was not ready in time: {self._core.backlog()} of {self.capacity} bytes "
-                "in use; wait longer, or see who is stopped or slow"
-            ) from None
-
-    def _told(self, error: Exception) -> Exception:
-        if isinstance(error, Reentered):
-            return BusyError(
-                "ring is in use by the code that this signal handler or finalizer interrupted: "
-                f"pid={os.getpid()}; leave the handler first"
-            )
-        return CorruptError(f"ring is damaged: {error}; make another")
-
-    def _closed(self) -> ClosedError:
-        return ClosedError(
-            f"ring is closed: {self._core.backlog()} of {self.capacity} bytes in use; make another"
-        )
-
-
-def _bytes_of(data: Any) -> bytes | memoryview:
-    """Return a record as single bytes, without a copy where that is possible."""
-    try:
-        view: memoryview = memoryview(data)
-    except TypeError:
-        raise TypeError(
-            f"record must be bytes or have a buffer: type={type(data).__name__}; encode it "
-            "(str.encode, pickle.dumps)"
-        ) from None
-    if not view.c_contiguous:
-        raise TypeError(
-            f"record must be contiguous: shape={view.shape}, strides={view.strides}; pass a copy "
-            "(numpy.ascontiguousarray(data), bytes(data))"
-        )
-    if not view.nbytes:
-        return b""
-    try:
-        return view.cast("B")
-    except (TypeError, ValueError):  # items that memoryview cannot name
-        return view.tobytes()

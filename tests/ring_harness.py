@@ -7,9 +7,8 @@ import signal
 from collections.abc import Callable
 from typing import Any
 
-from ipcmap import Mapping
-from ipcmap._core import reference_ring as engine
-from ipcmap._core.reference_ring_batches import RingBatches
+import ipcmap
+from ipcmap._core.reference_ring_producers import RingProducers
 from ipcmap._core.reference_ring_waiting import CLOSED, DONE, Side
 from ipcmap._deadline import Deadline
 
@@ -20,29 +19,32 @@ class Closed(Exception):
     """The ring is closed, and for a consumer empty."""
 
 
-class Ring(RingBatches):
-    """A ring in a mapping of its own, with the loop around an attempt."""
+class Ring(RingProducers):
+    """The core of a ring in the default arena, with the loop around an attempt."""
 
     def __init__(self, capacity: int = CAPACITY) -> None:
-        self.mapping = Mapping.anonymous(engine.nbytes(capacity))
-        memory = self.mapping.view()
-        engine.initialise(memory, self.mapping.address, capacity)
-        super().__init__(memory, self.mapping.address)
+        self.handle = ipcmap.Ring(capacity)
+        self.address = self.handle._address
+        super().__init__(self.handle._core._place, self.address)
 
     def push(self, data: bytes, timeout: float | None = None) -> bool:
         """Put, waiting for room; False = none within ``timeout``."""
         deadline = Deadline(timeout)
         while (outcome := self.put(data, deadline)) != DONE:
-            if not self.may_go_on(self.producers, outcome, deadline):
+            if not self.may_go_on(self.producers, outcome, deadline, len(data)):
                 return False
         return True
 
     def pull(self, timeout: float | None = None) -> bytes | None:
         """Get, waiting for a record; None = none within ``timeout``."""
-        deadline = Deadline(timeout)
+        deadline, waited = Deadline(timeout), False
         while not isinstance(record := self.get(deadline), bytes):
+            assert isinstance(record, int)
             if not self.may_go_on(self.consumers, record, deadline):
                 return None
+            waited = True
+        if waited:
+            self.pass_on()
         return record
 
     def push_many(self, records: list[bytes], timeout: float | None = None) -> int:
@@ -50,21 +52,25 @@ class Ring(RingBatches):
         deadline, done = Deadline(timeout), 0
         while done < len(records):
             outcome, done = self.put_many(records, done, deadline)
-            if outcome != DONE and not self.may_go_on(self.producers, outcome, deadline):
+            if outcome != DONE and not self.may_go_on(
+                self.producers, outcome, deadline, len(records[done])
+            ):
                 break
         return done
 
     def pull_many(self, most: int) -> list[bytes]:
         """Get what is there, waiting for the first."""
-        deadline = Deadline(None)
+        deadline, waited = Deadline(None), False
         while isinstance(taken := self.get_many(most, deadline), int):
-            self.may_go_on(self.consumers, taken, deadline)
-        return taken
+            waited = self.may_go_on(self.consumers, taken, deadline)
+        if waited:
+            self.pass_on()
+        return [record for record in taken if isinstance(record, bytes)]
 
-    def may_go_on(self, side: Side, outcome: int, deadline: Deadline) -> bool:
+    def may_go_on(self, side: Side, outcome: int, deadline: Deadline, length: int = 0) -> bool:
         """Wait after an attempt that did not come off; False = the time is over."""
         if outcome >= 0:
-            outcome = self.wait(side, outcome, deadline)
+            outcome = self.wait(side, outcome, deadline, length + 15 & -8)
         if outcome == CLOSED:
             raise Closed
         return outcome == DONE or bool(deadline.remaining())

@@ -14,7 +14,7 @@ FLOORS: list[list[set[str]]] = [
     [{"errors"}, {"codec"}, {"_deadline"}, {"_core"}],
     [{"pages"}, {"paging"}, {"mapping"}, {"memory_limits"}, {"family"}, {"arena"}, {"structure"}],
     [{"sync"}],
-    [{"loans"}, {"ring"}],
+    [{"loans"}, {"ring_handle"}, {"ring"}],
     [{"queues", "connection", "broadcast", "values", "table"}],
     [{"process"}, {"zygote"}, {"supervisor"}, {"executor"}, {"pool"}, {"context"}],
     [{"terminal"}, {"aio", "inspector", "metrics", "demo", "integrations", "bench"}],

@@ -75,23 +75,24 @@ def test_a_batch_that_runs_out_of_time_says_how_far_it_came() -> None:
     """A prefix went in, whole, and nothing after it."""
     ring, records = Ring(), [bytes([number]) * 24 for number in range(20)]
 
-    assert ring.push_many(records, 0) == CAPACITY // 32
+    assert ring.push_many(records, 0) == (CAPACITY - 8) // 32
     assert ring.push_many(records, 0) == 0
-    assert ring.drain() == records[: CAPACITY // 32]
+    assert ring.drain() == records[: (CAPACITY - 8) // 32]
 
 
 @pytest.mark.parametrize("before", [True, False])
-@pytest.mark.parametrize("store", range(1, 6))
+@pytest.mark.parametrize("store", range(1, 4))
 def test_a_producer_killed_at_any_store_of_put_many(store: int, before: bool, fork: Fork) -> None:
     """All of the batch or none of it."""
     ring, batch = Ring(), [b"a" * 8, b"b" * 8, b"c" * 8]
+    ring.wait(ring.producers, 0, Deadline(0))  # the look at read_pos is not of the put
 
     def put() -> None:
         set_trap(ring, store, before, die)
         ring.push_many(batch, 0)
 
     assert fork(put).wait() == -signal.SIGKILL
-    committed = store > 4 or (store == 4 and not before)
+    committed = store == 3 and not before
     ring.push(b"later", 0)
     expected = [*(batch if committed else []), b"later"]
     assert ring.backlog() == len(expected)
@@ -99,20 +100,18 @@ def test_a_producer_killed_at_any_store_of_put_many(store: int, before: bool, fo
 
 
 @pytest.mark.parametrize("before", [True, False])
-@pytest.mark.parametrize("store", range(1, 5))
-def test_a_consumer_killed_at_any_store_of_get_many(store: int, before: bool, fork: Fork) -> None:
+def test_a_consumer_killed_at_the_store_of_get_many(before: bool, fork: Fork) -> None:
     """The batch of its unfinished call is in doubt, and nothing else."""
     ring, batch = Ring(), [b"a", b"b", b"c", b"d"]
     ring.push_many(batch, 0)
     ring.wait(ring.consumers, 0, Deadline(0))
 
     def get() -> None:
-        set_trap(ring, store, before, die)
+        set_trap(ring, 1, before, die)
         ring.get_many(3, Deadline(0))
 
     assert fork(get).wait() == -signal.SIGKILL
-    consumed = store > 3 or (store == 3 and not before)
-    expected = batch[3:] if consumed else batch
+    expected = batch if before else batch[3:]
     assert ring.backlog() == len(expected)
     assert ring.drain() == expected
 

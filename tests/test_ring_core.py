@@ -52,17 +52,17 @@ def test_a_record_fits_at_every_offset_of_the_wrap(length: int) -> None:
 
 
 def test_a_full_ring_refuses_and_takes_again() -> None:
-    """Capacity is what it says: eight records of 24 bytes and their headers."""
+    """Capacity is what it says, less a word: seven records of 24 bytes and their headers."""
     ring = Ring()
     put = 0
     while ring.push(bytes([put]) * 24, 0):
         put += 1
 
-    assert put == CAPACITY // 32
+    assert put == (CAPACITY - 8) // 32
     assert ring.pull(0) == bytes(24)
     assert ring.push(b"x" * 24, 0)
-    assert not ring.push(b"", 0)
-    assert ring.drain() == [bytes([number]) * 24 for number in range(1, 8)] + [b"x" * 24]
+    assert not ring.push(b"x" * 24, 0)
+    assert ring.drain() == [bytes([number]) * 24 for number in range(1, 7)] + [b"x" * 24]
 
 
 class Model(RuleBasedStateMachine):
@@ -202,14 +202,15 @@ def test_a_producer_waits_for_room(fork: Fork) -> None:
 def test_record_numbers_wrap_without_a_seam(chance: random.Random) -> None:
     """The header keeps 30 bits of a count that has 64."""
     ring = Ring()
-    for word in (at.PUTS, at.NEXT_PUTS, at.GETS, at.NEXT_GETS):
-        ring._words[word] = 2**30 - 5
+    ring._words[at.PUTS] = 2**40 - 5
+    ring._words[at.FIRST_RECORD] = (2**30 - 5) << at.NUMBER_SHIFT
     records = [b"%d" % number for number in range(12)]
 
     assert ring.push_many(records[:9], 0) == 9
     assert ring.pull_many(7) == records[:7]
     assert ring.push_many(records[9:], 0) == 3
     assert ring.drain() == records[7:]
+    assert ring.counts(Deadline(30)) == (2**40 + 7, 2**40 + 7)
 
 
 def test_close_lets_consumers_take_what_is_left() -> None:
@@ -286,7 +287,7 @@ def test_room_that_a_sibling_saw_first_is_no_reason_to_wait() -> None:
     ring.drain()
     ring.wait(ring.producers, mine, Deadline(0))
 
-    assert ring.wait(ring.producers, mine, Deadline(0)) == DONE
+    assert ring.wait(ring.producers, mine, Deadline(0), 8) == DONE
     assert ring.push(b"x", 0)
 
 

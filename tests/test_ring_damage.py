@@ -9,7 +9,7 @@ from functools import partial
 import pytest
 
 from ipcmap._core import ring_layout as at
-from ipcmap._core.reference_ring_batches import RingBatches
+from ipcmap._core.reference_ring_producers import RingProducers
 from ipcmap._core.reference_ring_waiting import Damaged
 from ipcmap._deadline import Deadline
 from ring_harness import CAPACITY, Closed, Ring
@@ -17,7 +17,7 @@ from ring_harness import CAPACITY, Closed, Ring
 
 def test_scribbled_bookkeeping_is_an_error_and_never_a_crash(chance: random.Random) -> None:
     """Any value in any word but the mutexes and semaphores: an error, a wait in vain, or bytes."""
-    words = [*range(at.WRITE_POS, at.CLOSED + 1), *range(at.READ_POS, at.ENDED + 1)]
+    words = [*range(at.WRITE_POS, at.PUTS + 1), *range(at.READ_POS, at.CONSUMERS_TAKEOVERS)]
     words += [at.CONSUMERS_SLEEPING, at.PRODUCERS_SLEEPING, at.CAPACITY]
     outcomes: Counter[str] = Counter()
     for _ in range(3000):
@@ -66,7 +66,7 @@ def test_a_damaged_capacity_is_refused_at_attach() -> None:
     for capacity in (0, 1, 63, 100, 512, 2**63):
         ring._words[at.CAPACITY] = capacity
         with pytest.raises(Damaged, match=f"capacity={capacity}"):
-            RingBatches(ring._memory, ring.mapping.address)
+            RingProducers(ring._place, ring.address)
 
 
 def test_a_write_position_out_of_reach_is_damage_and_no_full_ring() -> None:

@@ -174,7 +174,7 @@ class RingCore(RingBlocks):
             length = header & LENGTH_MASK
             after = read_pos + (length + 15 & -8)
             record: bytes | Cell | int
-            if header & KIND_BITS or after > seen:
+            if header & KIND_BITS or after > seen or seen - read_pos > self.capacity:
                 record, after = self._take_unusual(read_pos, seen)
             else:
                 index += RECORDS + 8

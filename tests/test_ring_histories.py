@@ -54,7 +54,11 @@ def get_many(most: int) -> Callable[[Ring], Records]:
 
     def take(ring: Ring) -> Records:
         records = ring.get_many(most, NOW)
-        return () if isinstance(records, int) else tuple(records)
+        return (
+            ()
+            if isinstance(records, int)
+            else tuple(record for record in records if isinstance(record, bytes))
+        )
 
     return take
 
@@ -73,7 +77,7 @@ PUTS: dict[Callable[[Ring], tuple[Records, int]], Records] = {
 }
 GETS: list[Callable[[Ring], Records]] = [get, get_many(2), get_many(99)]
 LOOKS: list[Callable[[Ring], object]] = [
-    lambda ring: ring.wait(ring.producers, ring._words[at.SEEN_READ_POS], NOW),
+    lambda ring: ring.wait(ring.producers, ring._words[at.SEEN_READ_POS], NOW, 32),
     lambda ring: ring.wait(ring.consumers, ring._words[at.SEEN_WRITE_POS], NOW),
     lambda ring: ring.counts(NOW),
 ]
@@ -85,12 +89,10 @@ class Histories:
     def __init__(self, offset: int, number: int) -> None:
         self.ring = Ring(CAPACITY)
         self.words, self.memory = self.ring._words, self.ring._memory
-        for word in (at.WRITE_POS, at.NEXT_WRITE_POS, at.SEEN_WRITE_POS):
+        for word in (at.WRITE_POS, at.SEEN_WRITE_POS, at.READ_POS, at.SEEN_READ_POS):
             self.words[word] = offset
-        for word in (at.READ_POS, at.NEXT_READ_POS, at.SEEN_READ_POS):
-            self.words[word] = offset
-        for word in (at.PUTS, at.NEXT_PUTS, at.GETS, at.NEXT_GETS):
-            self.words[word] = number
+        self.words[at.PUTS] = number
+        self.words[at.FIRST_RECORD + offset // 8] = number << at.NUMBER_SHIFT
         self.known = {State(bytes(self.memory), ())}
         self.crashes = 0
 
@@ -183,6 +185,6 @@ def test_no_history_loses_doubles_or_miscounts_a_record(
     histories = Histories(offset, number)
     histories.walk(depth)
 
-    assert histories.crashes > 1000
-    assert len(histories.known) > 500
+    assert histories.crashes > 400
+    assert len(histories.known) > 150
     print(f"{len(histories.known)} states, {histories.crashes} crashes")
