@@ -33,7 +33,10 @@ napoleon_numpy_docstring = False
 # Types of the standard library. Their links would need its inventory, and so the network.
 nitpick_ignore = [
     ("py:class", "ReadableBuffer"),
+    ("py:class", "collections.abc.Iterable"),
     ("py:class", "collections.abc.Sequence"),
     ("py:class", "os.PathLike"),
     ("py:class", "types.TracebackType"),
+    ("py:exc", "queue.Empty"),
+    ("py:exc", "queue.Full"),
 ]

@@ -29,6 +29,7 @@ from ipcmap.errors import (
     StaleHandle,
 )
 from ipcmap.family import ExitRecord
+from ipcmap.loans import Attachment, Claim, Lease
 from ipcmap.mapping import PAGE_SIZE, Mapping
 from ipcmap.ring import Ring, RingStatistics
 
@@ -37,9 +38,11 @@ __all__ = [
     "Arena",
     "ArenaFull",
     "ArenaStatistics",
+    "Attachment",
     "Block",
     "BrokenError",
     "BusyError",
+    "Claim",
     "ClassStatistics",
     "ClosedError",
     "CorruptError",
@@ -47,6 +50,7 @@ __all__ = [
     "FamilyFull",
     "ForeignNamespace",
     "IpcmapError",
+    "Lease",
     "Mapping",
     "NotInherited",
     "RecordTooLarge",

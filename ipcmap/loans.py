@@ -49,7 +49,10 @@ class _Loan:
 
 
 class Claim(_Loan):
-    """Room for one record, to be filled in place: what :meth:`Ring.claim` returns."""
+    """Room for one record, to be filled in place: what :meth:`Ring.claim` returns.
+
+    Its ``with`` block gives the room as a writable memoryview.
+    """
 
     __slots__ = ("_abort", "_commit", "_take")
 
@@ -88,7 +91,10 @@ class Claim(_Loan):
 
 
 class Lease(_Loan):
-    """One record, shown where it lies: what :meth:`Ring.lease` returns."""
+    """One record, shown where it lies: what :meth:`Ring.lease` returns.
+
+    Its ``with`` block gives the record as a read-only memoryview.
+    """
 
     __slots__ = ("_free", "_take")
 

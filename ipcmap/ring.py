@@ -353,7 +353,13 @@ class Ring(RingHandle):
     def destroy(self) -> None:
         """Close it, and free it for the whole family; every handle of it is stale then.
 
-        See :meth:`Structure.destroy`; records that are left are gone.
+        Records that are left are gone. It must not be in use: a call that another thread
+        or process is making meanwhile may end in any way. What no other process can
+        have, before the first fork and the first pickle, is freed with its handle.
+
+        Raises:
+            BusyError: A signal handler interrupted a change of the ring or its arena.
+            StaleHandle: It was destroyed before.
         """
         self._check()
         with self._telling():
