@@ -63,6 +63,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="a folder or file to count (default: the standard library's own sources)",
     )
+    command.add_argument(
+        "--kill",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="kill one of the workers at half-way, to show that nothing is lost (default: yes)",
+    )
     command.add_argument("--json", action="store_true", help="print the result as JSON")
     return parser
 
@@ -84,7 +90,7 @@ def _demo(options: argparse.Namespace) -> int:
         print(f"ipcmap demo: cannot count {options.path}: {error.strerror}", file=sys.stderr)
         return USAGE
     with Progress("files") as progress:
-        report = demo.run(corpus, options.workers, progress.advance)
+        report = demo.run(corpus, options.workers, progress.advance, kill=options.kill)
     if options.json:
         print(json.dumps(report.as_dict(), indent=2))
     else:
@@ -116,6 +122,18 @@ def _print_report(report: demo.Report) -> None:
             for run in report.runs
         ],
     )
+    if report.deaths:
+        print_table(
+            ["worker", "died of", "counted again in its place"],
+            [
+                [
+                    f"pid {death.pid}",
+                    death.cause,
+                    death.redone or "nothing: it was between two files",
+                ]
+                for death in report.deaths
+            ],
+        )
 
 
 if __name__ == "__main__":

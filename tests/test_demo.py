@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from ipcmap import Mapping, demo
+from ipcmap import demo
 from ipcmap.__main__ import main
 
 TEXTS = {
@@ -189,14 +189,57 @@ def test_a_wrong_total_is_noticed(
     assert re.search(r"^ipcmap, 2 forked .* WRONG$", out, re.MULTILINE)
 
 
-@pytest.mark.parametrize("workers", ["1", "3"])
-def test_a_worker_that_is_killed_ends_the_demo_with_an_error(
-    texts: Path,
-    workers: str,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+@pytest.mark.parametrize("workers", ["1", "2", "16"])
+def test_a_worker_is_killed_at_half_way_and_its_file_counted_again(
+    texts: Path, workers: str
+) -> None:
+    """The totals are right all the same, and the table says who died of what."""
+    for number in range(40):
+        (texts / f"more{number}.txt").write_text(f"more words {number} " * 2000)
+
+    report = counted("--path", texts, "--workers", workers)
+    table = ipcmap("demo", "--path", texts, "--workers", workers).stdout
+
+    (death,) = report["deaths"]
+    assert report["correct"] is True
+    assert death["cause"] == "SIGKILL"
+    assert Path(death["redone"]).parent.is_relative_to(texts)
+    assert re.search(rf"^pid \d+ +SIGKILL +{re.escape(str(texts))}/", table, re.MULTILINE)
+
+
+def test_nobody_is_killed_who_was_not_to_be(texts: Path) -> None:
+    """--no-kill counts in peace."""
+    assert counted("--path", texts, "--no-kill")["deaths"] == []
+    assert "died of" not in ipcmap("demo", "--path", texts, "--no-kill").stdout
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_a_worker_that_is_killed_by_others_costs_nothing(
+    texts: Path, tmp_path: Path, workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Who died, and of what; nothing hangs, whatever the dead one held."""
+    parent, count_words, flag = os.getpid(), demo.count_words, tmp_path / "killed before"
+
+    def killed(path: Path) -> demo.Counts:
+        if os.getpid() != parent and path.name == "a.txt" and not flag.exists():
+            flag.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return count_words(path)
+
+    monkeypatch.setattr(demo, "count_words", killed)
+    monkeypatch.setattr(demo, "_pooled", lambda corpus, workers: map(count_words, corpus.files))
+    report = demo.run(demo.find_files(texts), workers, lambda *_: None, kill=False)
+
+    assert report.correct
+    assert [(death.cause, death.redone) for death in report.deaths] == [
+        ("SIGKILL", str(texts / "a.txt"))
+    ]
+
+
+def test_workers_that_are_killed_again_and_again_end_the_demo_with_an_error(
+    texts: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file that kills whoever counts it is not counted for ever."""
     parent, count_words = os.getpid(), demo.count_words
 
     def killed(path: Path) -> demo.Counts:
@@ -206,7 +249,7 @@ def test_a_worker_that_is_killed_ends_the_demo_with_an_error(
 
     monkeypatch.setattr(demo, "count_words", killed)
 
-    assert main(["demo", "--path", str(texts), "--workers", workers]) == 1
+    assert main(["demo", "--path", str(texts), "--workers", "2", "--no-kill"]) == 1
     assert re.search(r"worker died .* pid=\d+, signal=SIGKILL", capsys.readouterr().err)
 
 
@@ -304,34 +347,3 @@ def test_on_a_terminal_it_draws_a_bar_where_rich_is_installed(texts: Path, rich:
     assert ("━" in text) is rich
     assert ("one process: 4 of 4 files" in text) is not rich
     assert text.count("right") == 3
-
-
-def test_a_slot_queue_keeps_order_and_content_across_its_wrap() -> None:
-    """Records come out as they went in, however often the slots are used again."""
-    records = [bytes([number]) * (number % 9) for number in range(50)]
-    with Mapping.anonymous(demo.SlotQueue.nbytes(3, 8)) as mapping:
-        queue = demo.SlotQueue(mapping, 0, 3, 8)
-        received = []
-        for record in records:
-            queue.put(record)
-            received.append(queue.get())
-        queue.close()
-
-    assert records == received
-
-
-def test_a_slot_queue_refuses_what_would_reach_into_the_next_slot() -> None:
-    """The error names both lengths."""
-    with Mapping.anonymous(demo.SlotQueue.nbytes(2, 8)) as mapping:
-        queue = demo.SlotQueue(mapping, 0, 2, 8)
-        with pytest.raises(ValueError, match="nbytes=9, slot=8"):
-            queue.put(bytes(9))
-        queue.close()
-
-
-def test_a_slot_queue_answers_none_when_nothing_comes() -> None:
-    """A timeout is no error."""
-    with Mapping.anonymous(demo.SlotQueue.nbytes(1, 8)) as mapping:
-        queue = demo.SlotQueue(mapping, 0, 1, 8)
-        assert queue.get(0.01) is None
-        queue.close()
