@@ -191,3 +191,60 @@ def test_people_reader_refuses_a_file_that_is_no_table(folder: Path, content: by
     assert (finished.returncode, finished.stdout) == (1, "")
     assert "is no table of people" in finished.stderr
     assert "Traceback" not in finished.stderr
+
+
+def test_producer_consumer_adds_up_all_that_was_measured(folder: Path) -> None:
+    """Every reading arrives, in order, and the end needs no sentinel."""
+    finished = run("producer_consumer.py")
+
+    assert (finished.returncode, finished.stderr) == (0, "")
+    assert finished.stdout == f"10,000 readings, total {sum(range(10_000)) / 10:,.1f}\n"
+
+
+@pytest.mark.parametrize(("producers", "consumers"), [(4, 3), (1, 5), (5, 1)])
+def test_many_to_many_hands_each_number_to_one_consumer(
+    folder: Path, producers: int, consumers: int
+) -> None:
+    """None is lost, none comes twice, however many there are at each end."""
+    finished = run("many_to_many.py", str(producers), str(consumers))
+    *shares, total = finished.stdout.splitlines()
+
+    assert (finished.returncode, finished.stderr) == (0, "")
+    assert total == f"{2000 * producers:,} numbers from {producers} producers, each once: True"
+    assert 1 <= len(shares) <= consumers
+    assert sum(numbers(share)[1] for share in shares) == 2000 * producers
+
+
+def test_large_frames_reach_the_second_viewer_when_the_first_is_killed(folder: Path) -> None:
+    """The frame in its hand comes again, and no other is missing or doubled."""
+    finished = run("large_frames.py")
+    killed, seen = finished.stdout.splitlines()
+
+    assert (finished.returncode, finished.stderr) == (0, "")
+    assert killed == "first viewer: signal 9, over frame 5"
+    assert sorted(numbers(seen)[:12]) == list(range(12))
+
+
+def test_prefork_server_counts_every_request_though_a_worker_is_killed(folder: Path) -> None:
+    """The lock of the dead is taken over, and the counts add up."""
+    finished = run("prefork_server.py", "40")
+    died, last, counted = finished.stdout.splitlines()
+
+    assert (finished.returncode, finished.stderr) == (0, "")
+    assert died == "no answer: the worker died"
+    assert numbers(last)[0] == 40
+    total, *by_worker = numbers(counted)
+    assert (total, sum(by_worker), len(by_worker)) == (40, 40, 3)
+
+
+def test_plain_fork_counts_the_lines_of_files(folder: Path) -> None:
+    """Forty lines are enough for two workers."""
+    for count in range(5):
+        (folder / f"{count}.txt").write_text("line\n" * count)
+    finished = run("plain_fork.py", *sorted(folder.iterdir()))
+
+    assert (finished.returncode, finished.stderr) == (0, "")
+    assert sorted(map(int, (line.split()[0] for line in finished.stdout.splitlines()))) == [
+        *range(5)
+    ]
+    assert len((FOLDER / "plain_fork.py").read_text().splitlines()) <= 40
