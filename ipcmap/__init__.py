@@ -32,6 +32,7 @@ from ipcmap.family import ExitRecord
 from ipcmap.loans import Attachment, Claim, Lease
 from ipcmap.mapping import PAGE_SIZE, Mapping
 from ipcmap.ring import Ring, RingStatistics
+from ipcmap.process import Process
 
 __all__ = [
     "PAGE_SIZE",
@@ -56,6 +57,7 @@ __all__ = [
     "RecordTooLarge",
     "Ring",
     "RingStatistics",
+    "Process",
     "Semaphore",
     "StaleHandle",
     "__version__",

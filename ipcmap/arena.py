@@ -30,12 +30,12 @@ from ipcmap._core.layout import (
 from ipcmap._core.reference_allocator import Allocator, Cell
 from ipcmap._core.reference_ring_burial import keeps
 from ipcmap._core.reference_sections import initialise
-from ipcmap.errors import ArenaFull, BusyError, ClosedError, NotInherited
+from ipcmap.errors import ArenaFull, BusyError, ClosedError, IpcmapError, NotInherited
 from ipcmap.family import ExitRecord, Family
 from ipcmap.memory_limits import free_memory
 from ipcmap.pages import Pages, byte_count, reserve_pages
 
-__all__ = ["Arena", "ArenaStatistics", "Block", "ClassStatistics", "default_arena"]
+__all__ = ["Arena", "ArenaStatistics", "Block", "ClassStatistics", "default_arena", "sweep_arenas"]
 
 _SWEEP_EVERY = 10**9  # nanoseconds
 _RESERVE_FOR_LIMIT = 64  # a class of blocks has 1/64 of the reserve
@@ -487,3 +487,15 @@ def default_arena() -> Arena:
     if _default is None:
         _default = Arena()
     return _default
+
+
+def sweep_arenas() -> None:
+    """Sweep every open arena of this process, as far as that can be done now.
+
+    For whoever is about to reap a child: until then the kernel says what it died of.
+    """
+    for reference in _arenas.valuerefs():
+        arena = reference()
+        with contextlib.suppress(IpcmapError, OSError):
+            if arena is not None:
+                arena.sweep()

@@ -42,6 +42,7 @@ __all__ = [
     "has_word",
     "mapped_at",
     "namespace",
+    "pidfd_open",
     "proc_is_ours",
     "read_stat",
     "valid",
@@ -146,7 +147,7 @@ def examine(pid: int, started: int, region: Region) -> Death | None:
     """
     pidfd = -1
     try:
-        pidfd = _pidfd_open(pid)
+        pidfd = pidfd_open(pid)
     except OSError as error:
         if error.errno == errno.ESRCH:
             return Death(UNKNOWN, 0)
@@ -157,7 +158,8 @@ def examine(pid: int, started: int, region: Region) -> Death | None:
             os.close(pidfd)
 
 
-def _pidfd_open(pid: int) -> int:
+def pidfd_open(pid: int) -> int:
+    """Return a descriptor of a process, readable once it has ended; ``OSError`` as the kernel has it."""
     # A Python that was built on older headers has not got it.
     if hasattr(os, "pidfd_open"):
         return os.pidfd_open(pid)
