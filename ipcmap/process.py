@@ -8,19 +8,11 @@ active children and what happens at exit are its work. New are these:
   cannot: the kernel would end the child with that thread. Then a thread of the child
   waits for the end of the parent.
 * What ended the child is in :attr:`Process.exit_record`, with the text of the
-  exception and the traceback. They travel through a block of the default arena,
-  which the parent takes before the fork and frees when it reaps.
+  exception and the traceback (last_words.py).
 * The parent sweeps its arenas before it reaps: afterwards nobody knows of what the
   child died.
 * Where the kernel has them, a pidfd is the sentinel, at both ends. The pipe that
   multiprocessing takes for it stays open as long as a grandchild has inherited it.
-
-Shared fields, in the block
-  0  nbytes     u64   child, last   of both texts; 0 = none, which the parent stores first
-  8  exception  u64   child         how many of these bytes are the first text
-  16 the texts, UTF-8, exception and traceback
-
-If the child dies before nbytes is stored, it left no word.
 
 Not promised: an end with the parent after the child has changed its user or group
 id, or its file capabilities (the kernel takes PR_SET_PDEATHSIG back); and where the
@@ -35,7 +27,6 @@ import functools
 import os
 import select
 import signal
-import struct
 import sys
 import threading
 import time
@@ -47,16 +38,11 @@ from types import FrameType
 from typing import Any
 
 from ipcmap._core import libc, liveness
-from ipcmap.arena import Block, default_arena, sweep_arenas
-from ipcmap.errors import IpcmapError
+from ipcmap.arena import sweep_arenas
 from ipcmap.family import ExitRecord
+from ipcmap.last_words import LastWords
 
 __all__ = ["Process"]
-
-_HEADER = struct.Struct("=QQ")
-_BLOCK_NBYTES = 16384  # pages are touched only by a child that dies of an exception
-_EXCEPTION_NBYTES = 4096
-_CUT = "…".encode()
 
 _LOOK_FOR_PARENT = 0.5  # seconds between two looks, where the kernel has no pidfd
 
@@ -169,7 +155,7 @@ class _Popen(popen_fork.Popen):
         super().__init__(process)
 
     def _launch(self, process: Process) -> None:
-        self._last_words = _LastWords()
+        self._last_words = LastWords()
         parent_pidfd = -1
         with contextlib.suppress(OSError):
             parent_pidfd = liveness.pidfd_open(self._parent)
@@ -273,61 +259,6 @@ def _record(
     )
 
 
-class _LastWords:
-    """The text that a child leaves of the exception that ends it; none where there is no room."""
-
-    def __init__(self) -> None:
-        self._block: Block | None = None
-        with contextlib.suppress(IpcmapError, OSError):
-            self._block = default_arena().allocate(_BLOCK_NBYTES)
-            self._block.view()[: _HEADER.size].cast("Q")[0] = 0
-
-    def write(self, error: BaseException) -> None:
-        """Leave word, in the child."""
-        # An exception that cannot be told must not hide the one that is being told.
-        with contextlib.suppress(Exception):
-            if self._block is None or error.__traceback__ is None:
-                return
-            # Without the frame that calls this.
-            told = traceback.TracebackException(type(error), error, error.__traceback__.tb_next)
-            exception = _encoded("".join(told.format_exception_only()).rstrip())
-            if len(exception) > _EXCEPTION_NBYTES:
-                exception = exception[: _EXCEPTION_NBYTES - len(_CUT)] + _CUT
-            text, room = _encoded("".join(told.format())), _BLOCK_NBYTES - _HEADER.size
-            room -= len(exception)
-            if len(text) > room:
-                text = _CUT + text[len(_CUT) - room :]
-            view = self._block.view()
-            words, texts = view[: _HEADER.size].cast("Q"), view[_HEADER.size :]
-            texts[: len(exception) + len(text)] = exception + text
-            words[1] = len(exception)
-            words[0] = len(exception) + len(text)
-
-    def take(self) -> tuple[str | None, str | None]:
-        """Return exception and traceback, and free the block, in the parent."""
-        block, self._block = self._block, None
-        if block is not None:
-            with contextlib.suppress(IpcmapError):
-                try:
-                    return self._read(block)
-                finally:
-                    block.free()
-        return None, None
-
-    @staticmethod
-    def _read(block: Block) -> tuple[str | None, str | None]:
-        nbytes, exception_nbytes = _HEADER.unpack(block.view()[: _HEADER.size])
-        if not nbytes or not exception_nbytes <= nbytes <= _BLOCK_NBYTES - _HEADER.size:
-            return None, None
-        texts = bytes(block.view()[_HEADER.size : _HEADER.size + nbytes])
-        exception, text = texts[:exception_nbytes], texts[exception_nbytes:]
-        return exception.decode(errors="replace"), text.decode(errors="replace")
-
-
-def _encoded(text: str) -> bytes:
-    return text.encode(errors="backslashreplace")
-
-
 @dataclass(frozen=True)
 class _Birth:
     """What the child knows from before the fork, and does before it is multiprocessing's."""
@@ -337,7 +268,7 @@ class _Birth:
     parent_pidfd: int  # -1 = none
     first_thread: bool  # whether the first thread of the parent forks
     mask: set[int]  # of signals, before the fork
-    last_words: _LastWords
+    last_words: LastWords
 
     def _bootstrap(self, parent_sentinel: int) -> int:
         """Be the process: what multiprocessing calls in the child."""

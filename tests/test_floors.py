@@ -18,6 +18,8 @@ FLOORS: list[list[set[str]]] = [
     [{"queues", "connection", "broadcast", "values", "table"}],
     [{"process"}, {"zygote"}, {"supervisor"}, {"executor"}, {"pool"}, {"context"}],
     [{"terminal"}, {"demo_crew"}, {"aio", "inspector", "metrics", "demo", "integrations", "bench"}],
+    [{"last_words"}, {"process"}, {"zygote"}, {"supervisor"}, {"executor"}, {"pool"}, {"context"}],
+    [{"terminal"}, {"aio", "inspector", "metrics", "demo", "integrations", "bench"}],
     [{"__init__"}, {"__main__"}],
 ]
 RANKS = {
