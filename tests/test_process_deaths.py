@@ -165,7 +165,7 @@ def test_a_child_of_a_thread_whose_parent_died_before_it_looked_dies(fork: Fork)
 
 
 @pytest.mark.usefixtures("kernel")
-def test_a_child_outlives_the_thread_that_forked_it(start: Start) -> None:
+def test_a_child_outlives_the_thread_that_forked_it() -> None:
     """What ends is a thread, and not the parent."""
     ask, answer = Semaphore(0), Semaphore(0)
 
@@ -174,14 +174,26 @@ def test_a_child_outlives_the_thread_that_forked_it(start: Start) -> None:
             ask.acquire()
             answer.release()
 
-    process = Process(target=answer_twice)
-    start(process)
-    for _ in range(2):
+    def be_asked() -> bool:
         ask.release()
-        assert answer.acquire(timeout=50)
+        return answer.acquire(timeout=50)
+
+    process = Process(target=answer_twice)
+    answers = []
+
+    def start_and_ask() -> None:
+        process.start()
+        answers.append(be_asked())
+
+    thread = threading.Thread(target=start_and_ask)
+    thread.start()
+    thread.join()
+    while os.path.exists(f"/proc/self/task/{thread.native_id}"):
+        os.sched_yield()
+    answers.append(be_asked())
     process.join()
 
-    assert process.exitcode == 0
+    assert (answers, process.exitcode) == ([True, True], 0)
     process.close()
     ask.close()
     answer.close()
