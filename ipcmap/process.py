@@ -50,18 +50,18 @@ _LOOK_FOR_PARENT = 0.5  # seconds between two looks, where the kernel has no pid
 class Process(process.BaseProcess):
     """An activity that runs in a child, forked directly from the caller.
 
-    Everything that :class:`multiprocessing.Process` has is there and works the same.
+    Everything that ``multiprocessing.Process`` has is there and works the same.
     The child also
 
     - dies, by ``SIGKILL``, when its parent ends, in whatever way;
     - does nothing at ``SIGINT``: a Ctrl-C at the terminal is the parent's to handle.
       Programs that the child starts get the default again;
-    - has random numbers of its own from :mod:`random` and from NumPy's global
+    - has random numbers of its own from ``random`` and from NumPy's global
       generator; generators that you made are yours to seed.
 
     Args:
         group: ``None``; it is there for the signature.
-        target: What :meth:`run` calls in the child; ``None`` = nothing.
+        target: What ``run()`` calls in the child; ``None`` = nothing.
         name: For people to read; ``None`` = one is made up.
         args: What the target is called with.
         kwargs: The same, by keyword.
@@ -89,7 +89,7 @@ class Process(process.BaseProcess):
         return _Popen(process)
 
     def start(self) -> None:
-        """Fork the child, which runs :meth:`run`.
+        """Fork the child, which calls ``run()``.
 
         Raises:
             OSError: The kernel has no room for another process.
@@ -133,7 +133,7 @@ class Process(process.BaseProcess):
         """Let go of the process, which must have ended; nearly every later call raises.
 
         Raises:
-            ValueError: It runs still; :meth:`join` it first.
+            ValueError: It runs still; ``join()`` it first.
         """
         ended = self.exit_record is not None
         if self._popen is not None and self._popen.returncode is None and ended:
