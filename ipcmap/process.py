@@ -192,10 +192,12 @@ class _Popen(popen_fork.Popen):
 
     def poll(self, flag: int = os.WNOHANG) -> int | None:
         """Return the exit code, ``None`` where there is none (yet)."""
-        with self._lock:
-            # A process forked from this one has a copy of this object, and no child.
-            if self.record is None and os.getpid() == self._parent:
-                self._look()
+        # A process forked from this one has a copy of this object: no child, and a lock
+        # that a thread may have held which it has not got.
+        if os.getpid() == self._parent:
+            with self._lock:
+                if self.record is None:
+                    self._look()
         return self.returncode
 
     def wait(self, timeout: float | None = None) -> int | None:
@@ -315,22 +317,24 @@ class _Birth:
         threading.Thread(target=self._watch, name="ipcmap: parent", daemon=True).start()
 
     def _watch(self) -> None:
-        poll = select.poll()
-        if self.parent_pidfd >= 0:
-            poll.register(self.parent_pidfd, select.POLLIN)
+        if self.parent_pidfd >= 0 and self._parent_ended(None) and os.getppid() != self.parent:
+            _die()
+        # There is no pidfd, or the child has closed it, as daemons do.
         while not self._orphaned():
-            poll.poll(None if self.parent_pidfd >= 0 else _LOOK_FOR_PARENT * 1000)
+            time.sleep(_LOOK_FOR_PARENT)
         _die()
 
     def _orphaned(self) -> bool:
-        # 0 = the parent is outside of our pid namespace, alive or dead; 1 may well be alive.
-        if os.getppid() not in (self.parent, 0):
-            return True
+        # 1 may well be the parent. 0 = it is outside of our pid namespace, alive or dead.
+        parent = os.getppid()
+        return parent != self.parent if parent else self._parent_ended(0)
+
+    def _parent_ended(self, timeout: int | None) -> bool:
         if self.parent_pidfd < 0:
             return False
         poll = select.poll()
         poll.register(self.parent_pidfd, select.POLLIN)
-        return bool(poll.poll(0))
+        return poll.poll(timeout) == [(self.parent_pidfd, select.POLLIN)]
 
 
 def _die() -> None:

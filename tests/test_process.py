@@ -367,3 +367,26 @@ def test_a_forked_copy_of_the_parent_does_not_take_the_child_for_ended(
 
     assert fork(look).wait() == 0
     assert paused.is_alive()
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
+def test_a_forked_copy_of_the_parent_does_not_wait_for_a_thread_that_it_has_not_got(
+    paused: Process, fork: Fork
+) -> None:
+    """The thread was about to look at the child when it was forked."""
+    held, over = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        assert paused._popen
+        with paused._popen._lock:
+            held.set()
+            over.wait()
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    held.wait()
+    child = fork(multiprocessing.active_children)
+
+    assert child.wait() == 0
+    over.set()
+    thread.join()

@@ -199,6 +199,25 @@ def test_a_child_outlives_the_thread_that_forked_it() -> None:
     answer.close()
 
 
+@pytest.mark.usefixtures("kernel")
+def test_a_child_that_closes_all_its_descriptors_dies_with_its_parent(
+    start: Start, fork: Fork
+) -> None:
+    """As daemons do; it dies no sooner either."""
+    line = Line()
+
+    def close_all() -> None:
+        os.closerange(3, line.speaks)
+        os.closerange(line.speaks + 1, 1000)
+        line.say_and_stay()
+
+    parent = fork(be_parent, start, close_all, line)
+    assert line.hear(1) == b"+"
+    parent.kill()
+
+    assert line.is_over()
+
+
 def test_a_program_that_the_child_became_dies_with_the_parent(fork: Fork) -> None:
     """What the kernel was asked for stays asked for after exec."""
     line = Line()
