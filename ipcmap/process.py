@@ -334,7 +334,8 @@ class _Birth:
             return False
         poll = select.poll()
         poll.register(self.parent_pidfd, select.POLLIN)
-        return poll.poll(timeout) == [(self.parent_pidfd, select.POLLIN)]
+        # POLLHUP comes with it once the parent was reaped; POLLNVAL = not a descriptor any more.
+        return any(events & select.POLLIN for _, events in poll.poll(timeout))
 
 
 def _die() -> None:

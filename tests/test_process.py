@@ -70,8 +70,10 @@ def kill_oneself(number: int) -> None:
 
 def test_the_child_knows_itself_and_its_parent() -> None:
     """Name, pid and parent are multiprocessing's."""
+    seen = Semaphore(0)
 
     def look() -> None:
+        seen.acquire()
         me, parent = multiprocessing.current_process(), multiprocessing.parent_process()
         assert parent
         assert (me.name, me.pid, parent.pid) == ("Ada", os.getpid(), os.getppid())
@@ -83,7 +85,9 @@ def test_the_child_knows_itself_and_its_parent() -> None:
     process = Process(None, look, "Ada", (), {}, daemon=True)
     process.start()
     assert process in multiprocessing.active_children()
+    seen.release()
     process.join()
+    seen.close()
 
     assert process.daemon
     assert process.exitcode == 0
