@@ -31,8 +31,8 @@ from ipcmap.errors import (
 from ipcmap.family import ExitRecord
 from ipcmap.loans import Attachment, Claim, Lease
 from ipcmap.mapping import PAGE_SIZE, Mapping
-from ipcmap.ring import Ring, RingStatistics
 from ipcmap.process import Process
+from ipcmap.ring import Ring, RingStatistics
 
 __all__ = [
     "PAGE_SIZE",
@@ -54,10 +54,10 @@ __all__ = [
     "Lease",
     "Mapping",
     "NotInherited",
+    "Process",
     "RecordTooLarge",
     "Ring",
     "RingStatistics",
-    "Process",
     "Semaphore",
     "StaleHandle",
     "__version__",
