@@ -23,15 +23,14 @@ def count_lines(names: Ring, counts: Ring) -> None:
 names, counts = Ring(), Ring()
 children = []
 for _ in range(2):
-    pid = os.fork()
-    if pid == 0:
+    if (pid := os.fork()) == 0:
         count_lines(names, counts)
         os._exit(0)
     children.append(pid)
 
 names.put_many(os.fsencode(name) for name in sys.argv[1:])
 names.close()
-for _ in sys.argv[1:]:
+for _ in range(len(sys.argv) - 1):
     print(os.fsdecode(counts.get()))
 for pid in children:
     os.waitpid(pid, 0)

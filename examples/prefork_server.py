@@ -9,6 +9,7 @@ is killed while it holds the lock, the next one takes it over.
 
 import signal
 import sys
+from contextlib import closing
 from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
@@ -56,14 +57,12 @@ def serve(server: HTTPServer, counters: Counters, worker: int) -> None:
 
 def ask(port: int, path: str) -> str:
     """Send one request; return the answer, or that there was none."""
-    connection = HTTPConnection("127.0.0.1", port)
-    try:
-        connection.request("GET", path)
-        return connection.getresponse().read().decode().strip()
-    except ConnectionError:
-        return "no answer: the worker died"
-    finally:
-        connection.close()
+    with closing(HTTPConnection("127.0.0.1", port)) as connection:
+        try:
+            connection.request("GET", path)
+            return connection.getresponse().read().decode().strip()
+        except ConnectionError:
+            return "no answer: the worker died"
 
 
 def main() -> None:
@@ -71,10 +70,7 @@ def main() -> None:
     requests = int(sys.argv[1]) if len(sys.argv) > 1 else 40
     counters = Counters()
     with HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:
-        workers = [
-            Process(target=serve, args=(server, counters, name), daemon=True)
-            for name in range(WORKERS)
-        ]
+        workers = [Process(target=serve, args=(server, counters, n)) for n in range(WORKERS)]
         for worker in workers:
             worker.start()
         for number in range(requests):

@@ -126,14 +126,14 @@ def _print_report(report: demo.Report) -> None:
         print_table(
             ["worker", "died of", "counted again in its place"],
             [
-                [
-                    f"pid {death.pid}",
-                    death.cause,
-                    death.redone or "nothing: it was between two files",
-                ]
+                [f"pid {death.pid}", death.cause, _below(report.root, death.redone)]
                 for death in report.deaths
             ],
         )
+
+
+def _below(root: str, path: str | None) -> str:
+    return os.path.relpath(path, root) if path else "nothing: it was between two files"
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from ipcmap.demo_crew import Counts, Crew, Death
 
-__all__ = ["Corpus", "Report", "Run", "find_files", "run"]
+__all__ = ["Corpus", "Counts", "Report", "Run", "find_files", "run"]
 
 _BINARY_PROBE = 8192  # bytes at the start of a file in which a NUL means binary
 _READ = 1 << 20  # bytes

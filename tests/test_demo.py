@@ -204,7 +204,7 @@ def test_a_worker_is_killed_at_half_way_and_its_file_counted_again(
     assert report["correct"] is True
     assert death["cause"] == "SIGKILL"
     assert Path(death["redone"]).parent.is_relative_to(texts)
-    assert re.search(rf"^pid \d+ +SIGKILL +{re.escape(str(texts))}/", table, re.MULTILINE)
+    assert re.search(r"^pid \d+ +SIGKILL +[\w/]+\.txt$", table, re.MULTILINE)
 
 
 def test_nobody_is_killed_who_was_not_to_be(texts: Path) -> None:

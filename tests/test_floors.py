@@ -16,10 +16,8 @@ FLOORS: list[list[set[str]]] = [
     [{"sync"}],
     [{"loans"}, {"ring_handle"}, {"ring"}],
     [{"queues", "connection", "broadcast", "values", "table"}],
-    [{"process"}, {"zygote"}, {"supervisor"}, {"executor"}, {"pool"}, {"context"}],
-    [{"terminal"}, {"demo_crew"}, {"aio", "inspector", "metrics", "demo", "integrations", "bench"}],
     [{"last_words"}, {"process"}, {"zygote"}, {"supervisor"}, {"executor"}, {"pool"}, {"context"}],
-    [{"terminal"}, {"aio", "inspector", "metrics", "demo", "integrations", "bench"}],
+    [{"terminal"}, {"demo_crew"}, {"aio", "inspector", "metrics", "demo", "integrations", "bench"}],
     [{"__init__"}, {"__main__"}],
 ]
 RANKS = {
