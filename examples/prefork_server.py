@@ -1,8 +1,7 @@
 """A pre-forked HTTP server whose workers share their counters, though one of them is killed.
 
-The parent opens the socket and forks; every worker accepts from it. The counters lie
-in shared memory under a Lock, so no request is counted twice or lost, and when a worker
-is killed while it holds the lock, the next one takes it over.
+The parent opens the socket and forks; every worker accepts from it. The counters lie in
+shared memory under a Lock, which the next one takes over when its holder is killed.
 
     python examples/prefork_server.py [REQUESTS]
 """
