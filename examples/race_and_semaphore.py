@@ -44,7 +44,7 @@ def add_twice_over(guard: Guard) -> int:
         started.acquire()
         add(counter, guard)
         _, status = os.waitpid(pid, 0)
-        started.close()
+        started.destroy()
         if status:
             sys.exit(f"child failed: wait status={status}")
         return counter[0]
@@ -65,7 +65,7 @@ def main() -> None:
 
     turn = Semaphore(1)  # one token: who holds it has the counter to itself
     total = add_twice_over(turn)
-    turn.close()
+    turn.destroy()
     print(f"with a semaphore:    {total:,}, lost {expected - total:,}")
     sys.exit(0 if total == expected else 1)
 

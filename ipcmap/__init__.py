@@ -13,7 +13,7 @@ if sys.platform != "linux" or sys.maxsize < 2**63 - 1:
         f"platform={sys.platform}, pointer={sys.maxsize.bit_length() + 1} bits"
     )
 
-from ipcmap._core import Semaphore, backend
+from ipcmap._core import backend
 from ipcmap.arena import Arena, ArenaStatistics, Block, ClassStatistics, default_arena
 from ipcmap.errors import (
     ArenaFull,
@@ -33,6 +33,7 @@ from ipcmap.loans import Attachment, Claim, Lease
 from ipcmap.mapping import PAGE_SIZE, Mapping
 from ipcmap.process import Process
 from ipcmap.ring import Ring, RingStatistics
+from ipcmap.sync import Lock, Semaphore
 
 __all__ = [
     "PAGE_SIZE",
@@ -52,6 +53,7 @@ __all__ = [
     "ForeignNamespace",
     "IpcmapError",
     "Lease",
+    "Lock",
     "Mapping",
     "NotInherited",
     "Process",

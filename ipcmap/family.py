@@ -25,6 +25,7 @@ _CAUSES: dict[int, Literal["unknown", "exited", "killed", "exec"]] = {
     slot_layout.EXITED: "exited",
     slot_layout.KILLED: "killed",
     slot_layout.EXECED: "exec",
+    slot_layout.LEFT: "exited",
 }
 
 
@@ -35,12 +36,13 @@ class ExitRecord:
     Attributes:
         pid: Its pid.
         exitcode: As in multiprocessing: the code it exited with, or minus
-            the signal that ended it; ``None`` where nobody knows.
+            the signal that ended it; ``None`` where its parent was faster to reap it.
         signal: The signal that ended it, else ``None``.
         exception: The exception that ended it, if it left word.
         traceback: The traceback that goes with it.
         cause: ``"exited"``, ``"killed"``, ``"exec"`` (it lives on as another
-            program), or ``"unknown"`` where its parent reaped it first.
+            program), or ``"unknown"`` where its parent reaped it first and it did
+            not come to the end of its interpreter.
         seen_at: When it was found dead, in seconds since the epoch.
     """
 
@@ -119,7 +121,8 @@ class Family:
     """
 
     __slots__ = (
-        "_max_processes", "_table", "generation", "is_dying", "known", "note", "slot", "sweep",
+        "_max_processes", "_table", "cause_of_death", "generation", "holder", "is_dying", "known",
+        "known_holder", "leave", "note", "slot", "sweep",
     )  # fmt: skip
 
     def __init__(self, words: memoryview, address: int, section: int, max_processes: int) -> None:
@@ -134,6 +137,9 @@ class Family:
         # The table's own methods: no frame between a caller and its slot.
         self.slot, self.generation, self.note = table.slot, table.generation, table.note
         self.known, self.is_dying, self.sweep = table.known, table.is_dying, table.sweep
+        self.holder, self.known_holder = table.holder, table.known_holder
+        self.leave = table.leave
+        self.cause_of_death = table.cause_of_death
 
     @staticmethod
     def nbytes(max_processes: int) -> int:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 import ipcmap
-from ipcmap._core import reference_semaphores
+from ipcmap import sync
 
 pytest_plugins = ["pytester", "leftovers", "watchdog", "children", "families"]
 
-ENGINES = {"reference": reference_semaphores}
+ENGINES = {"reference": sync}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -27,3 +27,10 @@ def semaphore_type(engine: str) -> type[ipcmap.Semaphore]:
     """The engine's semaphore class."""
     semaphore: type[ipcmap.Semaphore] = ENGINES[engine].Semaphore
     return semaphore
+
+
+@pytest.fixture
+def lock_type(engine: str) -> type[ipcmap.Lock]:
+    """The engine's lock class."""
+    lock: type[ipcmap.Lock] = ENGINES[engine].Lock
+    return lock

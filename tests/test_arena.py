@@ -105,7 +105,7 @@ def test_where_addresses_are_short_it_reserves_less(fork: Fork) -> None:
 def test_the_library_is_imported_where_there_is_no_room_for_an_arena() -> None:
     """The default arena is then an error at its first use."""
     program = (
-        "import resource, re, ctypes, mmap, posix_ipc\n"
+        "import resource, re, ctypes, mmap\n"
         "used = int(re.search(r'VmSize:\\s+(\\d+)', open('/proc/self/status').read())[1]) * 1024\n"
         "resource.setrlimit(resource.RLIMIT_AS, (used + (60 << 20),) * 2)\n"
         "import ipcmap\n"

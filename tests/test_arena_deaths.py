@@ -36,7 +36,7 @@ def killed(fork: Fork, arena: Arena, *lengths: int) -> Child:
 
     child = fork(allocate)
     done.acquire()
-    done.close()
+    done.destroy()
     child.kill()
     return child
 
@@ -120,7 +120,7 @@ def test_a_sweep_that_comes_late_takes_nothing_from_the_next_owner_of_the_slot(
     assert freed == 0
     assert child.wait() == 0
     for semaphore in (ready, over):
-        semaphore.close()
+        semaphore.destroy()
 
 
 @pytest.mark.parametrize("rounds", [40, pytest.param(1000, marks=pytest.mark.stress)])

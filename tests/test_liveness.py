@@ -316,7 +316,9 @@ def test_what_is_mapped_at_an_address(place: Place) -> None:
         (at.KILLED, 64, True),
         (at.KILLED, 65, False),
         (at.EXECED, 0, True),
-        (4, 0, False),
+        (at.LEFT, 0, True),
+        (at.LEFT, 1, False),
+        (5, 0, False),
     ],
 )
 def test_only_a_death_that_can_be_is_valid(cause: int, status: int, valid: bool) -> None:

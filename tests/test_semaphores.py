@@ -13,7 +13,7 @@ import pytest
 
 import ipcmap
 from children import Fork
-from ipcmap import ClosedError, Mapping
+from ipcmap import Mapping, StaleHandle
 
 SemaphoreType = type[ipcmap.Semaphore]
 
@@ -114,28 +114,12 @@ def test_threads_of_one_process_exclude_each_other(semaphore_type: SemaphoreType
 
 
 def test_it_leaves_no_name(semaphore_type: SemaphoreType) -> None:
-    """Nothing is in /dev/shm even while it is open."""
+    """Nothing is in /dev/shm even while it is there."""
     before = os.listdir("/dev/shm")
     semaphore = semaphore_type(1)
 
     assert before == os.listdir("/dev/shm")
-    semaphore.close()
-
-
-def test_a_killed_holder_keeps_its_token(semaphore_type: SemaphoreType, fork: Fork) -> None:
-    """A semaphore has no owner: what the dead took does not come back."""
-    semaphore, taken = semaphore_type(1), semaphore_type(0)
-
-    def hold() -> None:
-        semaphore.acquire()
-        taken.release()
-        signal.pause()
-
-    child = fork(hold)
-    taken.acquire()
-    child.kill()
-
-    assert not semaphore.acquire(block=False)
+    assert semaphore.acquire()
 
 
 def test_a_signal_handler_runs_during_a_wait_which_goes_on(semaphore_type: SemaphoreType) -> None:
@@ -174,23 +158,18 @@ def test_ctrl_c_ends_a_wait(semaphore_type: SemaphoreType) -> None:
     assert semaphore.acquire(block=False)
 
 
-def test_after_close_every_call_says_so(semaphore_type: SemaphoreType) -> None:
-    """ClosedError in this process; closing twice is closing once."""
+def test_after_destroy_every_call_says_so(semaphore_type: SemaphoreType, fork: Fork) -> None:
+    """StaleHandle in every process, and not another object's bytes."""
     semaphore = semaphore_type(1)
-    semaphore.close()
-    semaphore.close()
+    child = fork(semaphore.destroy)
+    assert child.wait() == 0
+    semaphore_type(1)
 
-    for call in (semaphore.acquire, semaphore.release, lambda: semaphore.value):
-        with pytest.raises(ClosedError, match="closed in this process"):
+    calls = (semaphore.acquire, semaphore.release, semaphore.get_value, semaphore.destroy)
+    for call in calls:
+        with pytest.raises(StaleHandle):
             call()
-
-
-def test_close_in_a_child_leaves_the_parents(semaphore_type: SemaphoreType, fork: Fork) -> None:
-    """Closing lets go in one process alone."""
-    semaphore = semaphore_type(1)
-
-    assert fork(semaphore.close).wait() == 0
-    assert semaphore.acquire(block=False)
+    assert "destroyed" in repr(semaphore)
 
 
 @pytest.mark.parametrize("value", [-1, 2**31])
@@ -215,7 +194,26 @@ def test_nan_is_no_timeout(semaphore_type: SemaphoreType) -> None:
         semaphore_type(0).acquire(timeout=float("nan"))
 
 
-def test_it_does_not_travel_by_pickle(semaphore_type: SemaphoreType) -> None:
-    """The error says how it does travel."""
-    with pytest.raises(TypeError, match="by fork, not by pickle"):
-        pickle.dumps(semaphore_type(1))
+def test_it_reaches_a_running_child_by_pickle(semaphore_type: SemaphoreType, fork: Fork) -> None:
+    """Made after the fork, and one and the same in both processes."""
+    read_end, write_end = os.pipe()
+
+    def child() -> None:
+        ready, answer = pickle.loads(os.read(read_end, 10_000))
+        with ready:
+            answer.release()
+
+    running = fork(child)
+    ready, answer = semaphore_type(1), semaphore_type(0)
+    os.write(write_end, pickle.dumps((ready, answer)))
+
+    assert answer.acquire()
+    assert running.wait() == 0
+    assert [ready.value, answer.value] == [1, 0]
+    os.close(read_end)
+    os.close(write_end)
+
+
+def test_its_repr_has_the_count(semaphore_type: SemaphoreType) -> None:
+    """For whoever prints it in a debugger."""
+    assert "value 3>" in repr(semaphore_type(3))

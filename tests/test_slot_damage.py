@@ -71,7 +71,7 @@ def test_a_process_of_another_namespace_neither_claims_nor_sweeps(field: int) ->
         (at.SLOT + at.PID, 0),
         (at.SLOT + at.PID, 2**31),
         (at.log_begin(64) + at.R_NUMBER, 2),
-        (at.log_begin(64) + at.R_CAUSE, 4),
+        (at.log_begin(64) + at.R_CAUSE, 5),
         (at.log_begin(64) + at.R_PID, 0),
         (at.log_begin(64) + at.R_SLOT, 65),
     ],

@@ -9,9 +9,7 @@ from __future__ import annotations
 import os
 from typing import Literal
 
-from ipcmap._core.reference_semaphores import Semaphore
-
-__all__ = ["Semaphore", "backend"]
+__all__ = ["backend"]
 
 _asked = os.environ.get("IPCMAP_BACKEND", "")
 if _asked not in ("", "reference"):

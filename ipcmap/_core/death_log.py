@@ -12,7 +12,7 @@ from typing import NamedTuple
 from ipcmap._core import slot_layout as at
 from ipcmap._core.liveness import Death, valid
 
-__all__ = ["LoggedDeath", "check", "copy", "write"]
+__all__ = ["LoggedDeath", "cause_of", "check", "copy", "write"]
 
 
 class LoggedDeath(NamedTuple):
@@ -43,6 +43,15 @@ def copy(words: memoryview, max_processes: int) -> bytes:
     """Return the whole log, inside the section."""
     begin = at.log_begin(max_processes)
     return words[begin : begin + at.LOG_RECORDS * at.RECORD].tobytes()
+
+
+def cause_of(copied: bytes, slot: int, generation: int) -> int:
+    """Return what one generation of a slot died of; UNKNOWN also where that has given way."""
+    log = memoryview(copied).cast("Q")
+    for begin in range(0, len(log), at.RECORD):
+        if (log[begin + at.R_SLOT], log[begin + at.R_GENERATION]) == (slot, generation):
+            return int(log[begin + at.R_CAUSE])
+    return at.UNKNOWN
 
 
 def check(copied: bytes, count: int, max_processes: int) -> tuple[list[LoggedDeath], str]:

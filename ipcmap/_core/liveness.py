@@ -32,7 +32,7 @@ import signal
 from typing import NamedTuple
 
 from ipcmap._core import libc
-from ipcmap._core.slot_layout import EXECED, EXITED, KILLED, UNKNOWN
+from ipcmap._core.slot_layout import EXECED, EXITED, KILLED, LEFT, UNKNOWN
 
 __all__ = [
     "Death",
@@ -218,4 +218,4 @@ def valid(death: Death) -> bool:
         return status <= 255
     if cause == KILLED:
         return 0 < status < signal.NSIG
-    return cause in (UNKNOWN, EXECED) and status == 0
+    return cause in (UNKNOWN, EXECED, LEFT) and status == 0

@@ -156,6 +156,11 @@ class Allocator:
         """Raise :class:`StaleHandle` or :class:`CorruptError` where a handle is not good."""
         self._tag_of(cell)
 
+    def tag_word(self, cell: Cell) -> tuple[int, int]:
+        """Return where a block's tag is, and what it is but for the owner as long as it is good."""
+        size_class, index, tag = self._tag_of(cell)
+        return size_class.tags + index, tag & ~OWNER
+
     def find(self, offset: int, generation: int, kind: int) -> Cell:
         """Return the handle of a block, its length read from the arena; errors as ``check``."""
         cell = Cell(offset, 0, generation, kind)

@@ -10,6 +10,7 @@ Shared fields                          written by              guard
   slot: pid, started, claimed_at         claimer                 section, before F2
   slot: waits_for .. recoveries          the slot's process      none: hints for onlookers
   slot: cause, status, seen_at           sweeper                 section, before D1
+  slot: leaving                          the slot's process      none: has the generation in it
   log: records                           burier                  section
 Private words, one page a process (private_page.py): number, tried, generation.
 
@@ -145,6 +146,49 @@ class SlotTable:
         number: int = self._own[_NUMBER]  # F3 know
         return number if self._wiped or self._page.ours else 0
 
+    def holder(self) -> int:
+        """Return this process as the holder of something: generation and slot in one word."""
+        return self.known_holder() or (self._claim() and self.known_holder())
+
+    def known_holder(self) -> int:
+        """Return the same, 0 where this process has claimed no slot."""
+        own = self._own
+        number: int = own[_NUMBER]  # F3 know
+        if number and (self._wiped or self._page.ours):
+            return int(own[_GENERATION]) << at.HOLDER_BITS | number
+        return 0
+
+    def leave(self) -> None:
+        """Say that this process ends by itself, for those who find it reaped."""
+        if number := self.known():
+            self._words[number * at.SLOT + at.LEAVING] = self._own[_GENERATION] + 1
+
+    def cause_of_death(self, holder: int) -> int | None:
+        """Return what a holder died of, ``None`` if it lives; looks at its slot alone.
+
+        Raises:
+            CorruptError: No process can have been this holder.
+        """
+        number, generation = holder & at.HOLDER_SLOT, holder >> at.HOLDER_BITS
+        if not 0 < number <= self._max_processes:
+            raise self._damaged(f"slot of a holder={number}")
+        slot = self._inside(self._copy, number)
+        if slot.generation < generation or (slot.generation, slot.state) == (generation, at.FREE):
+            raise self._damaged(
+                f"generation of a holder={generation}, of slot {number}={slot[1:3]}"
+            )
+        if (slot.generation, slot.state) == (generation, at.LIVE) and not self._mark_if_dead(slot):
+            return None
+        return self._inside(self._cause, number, generation)
+
+    def _cause(self, number: int, generation: int) -> int:
+        base = number * at.SLOT
+        if self.is_dying(number, generation):
+            return int(self._words[base + at.CAUSE])
+        # D4 free; of its record it is enough that it was written before.
+        log = death_log.copy(self._words, self._max_processes)
+        return death_log.cause_of(log, number, generation)
+
     def is_dying(self, number: int, generation: int) -> bool:
         """Return whether a slot still is that of one who died, whose steps are being taken."""
         dying: bool = self._words[number * at.SLOT] == generation << at.STATE_BITS | at.DYING
@@ -253,7 +297,9 @@ class SlotTable:
             return False
         if now.state == at.LIVE:
             base = seen.number * at.SLOT
-            self._words[base + at.CAUSE] = death.cause
+            left = self._words[base + at.LEAVING] == seen.generation + 1
+            unknown = death.cause == at.UNKNOWN
+            self._words[base + at.CAUSE] = at.LEFT if left and unknown else death.cause
             self._words[base + at.STATUS] = death.status
             self._words[base + at.SEEN_AT] = time.time_ns()
             self._words[base + at.LIFE] = seen.generation << at.STATE_BITS | at.DYING  # D1 mark

@@ -50,6 +50,7 @@ RECOVERIES = 10
 CAUSE = 11  # how it died, one of the causes below
 STATUS = 12  # exit code or signal, as CAUSE has it
 SEEN_AT = 13  # when it was found dead: wall clock, nanoseconds
+LEAVING = 14  # generation + 1 of the process that said it ends by itself
 
 NOTES = range(WAITS_FOR, RECOVERIES + 1)  # the process's own to write
 
@@ -58,8 +59,12 @@ FREE, LIVE, DYING = 0, 1, 2
 STATE_BITS = 2
 STATE_MASK = 3
 
-# Causes of death
-UNKNOWN, EXITED, KILLED, EXECED = 0, 1, 2, 3
+# Causes of death. LEFT = reaped before anyone looked, but it had said that it ends by itself
+UNKNOWN, EXITED, KILLED, EXECED, LEFT = 0, 1, 2, 3, 4
+
+# A process as the holder of something, in one word: generation << HOLDER_BITS | slot
+HOLDER_BITS = 22
+HOLDER_SLOT = (1 << HOLDER_BITS) - 1
 
 # Record of the log
 R_NUMBER = 0  # 1 + how many deaths came before

@@ -1,0 +1,256 @@
+"""Monitors of the reference engine: what a lock and a semaphore have in common.
+
+A monitor is a section, a parking place, and words that say who has what. To take is
+to find something there, and to note in the same section who took it. So those who
+wait can tell whether the one they wait for is still alive.
+
+Shared fields (places: monitor_layout.py; the others are the subclass's own)
+  section    the C library alone
+  sleepers   those who wait, in the section; see reference_parking
+
+The wait: spin a little, then the loop of reference_parking. A waiter whose slice is
+over without a token looks at the processes that hold what it wants, and only at
+these. Whom a signal killed, or who is another program now, is struck out, and what
+it held is there again. What a process held that ended by itself stays taken, as in
+multiprocessing. Where its parent reaped it before anyone looked, the slot knows
+whether it came to the end of its interpreter; if not (os._exit too), it counts as
+killed: a wait that never ends is the worse mistake. The first slice is
+FIRST_SLICE; each that was in vain doubles the next, up to LONGEST_SLICE: a thousand
+waiters that look every 20 ms use most of a CPU.
+
+A process that is stopped, or dumps core, is alive, and nothing is taken from it.
+
+Sync points, each at both of its ends; P1 to P6 are those of reference_parking
+  M1 take    in the section, one store of the subclass: taken, and by whom
+             the next to enter: what it reads there is the truth
+  M2 give    in the section, one store of the subclass: given back
+             the next to enter: the same
+  M3 settle  in the section: what a dead process held is struck out, if it is its still
+             another waiter that found the same death: finds it struck out
+
+If a process dies
+  before M1            it has taken nothing
+  M1 to M2             whoever waits next takes it over, a slice late at most
+  M2 to P6             a sleeper sleeps on to the end of its slice
+  between P1 and P4    one sleeper too many is counted: a look and a token too many
+  at P4                its token is gone: the next sleeper sleeps on to the end of its slice
+
+An exception that a signal handler raises: an acquire gives back what it took, and a
+release is finished, before it comes out. ``note`` is how they know: it is stored right
+after M1 and M2, and between two stores the interpreter runs no handler. Not covered: a
+second exception meanwhile, and a handler that raises in a release before its first line.
+Then it is held still.
+
+Promised: exclusion, and that nobody sleeps through a slice while there is something
+to take. Not promised: an order. Whoever comes first takes it, waiting or not. Strict
+order was rejected: each hand-over would wait for a sleeper to wake up, and for a dead
+one a whole slice.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from typing import Protocol
+
+from ipcmap._core import monitor_layout as at
+from ipcmap._core import reference_parking as parking
+from ipcmap._core import reference_sections as sections
+from ipcmap._core.reference_sections import Reentered, Stalled, inside
+from ipcmap._core.slot_layout import EXITED, LEFT
+from ipcmap._deadline import Deadline
+
+__all__ = [
+    "FIRST_SLICE",
+    "LONGEST_SLICE",
+    "REFUSED",
+    "Damaged",
+    "Holders",
+    "Monitor",
+    "Note",
+    "initialise",
+]
+
+FIRST_SLICE = 0.02  # seconds asleep before the first look at who holds it
+LONGEST_SLICE = 1.0  # seconds
+_SPIN = 50e-6  # seconds of looking before sleeping, where there is a second CPU
+_FOREVER = Deadline(None)
+
+REFUSED = -1  # give(): nothing is to be given back
+
+Note = list[int]  # of one call: whether M1 or M2 was stored, and whether it is a sleeper
+DONE, SLEEPS = 0, 1
+
+
+class Damaged(Exception):
+    """Shared bookkeeping is not what any process of the family can have left."""
+
+
+class Holders(Protocol):
+    """What a monitor asks of the family."""
+
+    def holder(self) -> int:
+        """Return this process as a holder."""
+
+    def known_holder(self) -> int:
+        """Return the same, 0 where it has not been one yet."""
+
+    def cause_of_death(self, holder: int) -> int | None:
+        """Return what a holder died of, ``None`` if it lives."""
+
+
+class Monitor:
+    """What is taken and given, as one process has it; what that is, a subclass says."""
+
+    def __init__(self, memory: memoryview, address: int, family: Holders) -> None:
+        """Attach to the monitor in ``memory``, which begins at ``address``."""
+        self._words = memory.cast("Q")
+        self._section = address + at.SECTION
+        self._parking = address + at.PARKING
+        self._family = family
+
+    # What a subclass says; all but available() is called in the section
+
+    def _take(self, me: int, note: Note) -> bool:
+        """Take it for a process, if it is there: M1."""
+        raise NotImplementedError
+
+    def _give(self, me: int, note: Note) -> int:
+        """Give it back: M2. Return how many sleep, or REFUSED."""
+        raise NotImplementedError
+
+    def _available(self) -> bool:
+        """Return whether it looked as if there were something to take."""
+        raise NotImplementedError
+
+    def _holders(self) -> list[int]:
+        """Return the processes that have something, as far as it is theirs to give back."""
+        raise NotImplementedError
+
+    def _settle(self, holder: int, keep: bool) -> bool:
+        """Strike out a dead holder; unless ``keep``, what it had is there again: M3."""
+        raise NotImplementedError
+
+    # What is made of it
+
+    def acquire(self, deadline: Deadline) -> bool:
+        """Take it, waiting until it is there; ``False`` = not before the deadline."""
+        me = self._family.holder()
+        note = [0, 0]
+        try:
+            if inside(self._section, deadline, self._take, me, note):
+                return True
+            if deadline.remaining():
+                return self._wait(me, note, deadline)
+            return self.settle(deadline, me) and inside(
+                self._section, deadline, self._take, me, note
+            )
+        except Stalled:
+            return False
+        except BaseException:
+            if note[DONE]:
+                self._finish_giving(me, [0, 0])
+            raise
+
+    def release(self) -> bool:
+        """Give it back, and wake who waits for it; ``False`` = there is nothing to give back."""
+        me = 0
+        note = [0, 0]
+        try:
+            me = self._family.known_holder()
+            sleepers = inside(self._section, _FOREVER, self._give, me, note)  # P5 look
+            if sleepers > 0:
+                parking.wake(self._parking)  # P6 post
+            return sleepers != REFUSED
+        except (Reentered, Damaged):
+            raise
+        except BaseException:
+            self._finish_giving(me or self._family.known_holder(), note)
+            raise
+
+    def settle(self, deadline: Deadline, me: int = 0) -> bool:
+        """Strike out the holders that are dead; return whether there were any.
+
+        Raises:
+            CorruptError: No process can have been one of the holders.
+            Stalled: The section was not to be had before the deadline.
+        """
+        settled = False
+        for holder in inside(self._section, deadline, self._holders):
+            cause = None if holder == me else self._family.cause_of_death(holder)
+            if cause is not None:
+                keep = cause in (EXITED, LEFT)
+                settled |= inside(self._section, deadline, self._settle, holder, keep)
+        if settled and self._words[at.SLEEPERS]:
+            parking.wake(self._parking)
+        return settled
+
+    def _finish_giving(self, me: int, note: Note) -> None:
+        """Give it back if that is not done, and wake somebody in any case."""
+        if not note[DONE]:
+            inside(self._section, _FOREVER, self._give, me, note)
+        self._wake_next()
+
+    def _wake_next(self) -> None:
+        if self._words[at.SLEEPERS] and self._available():
+            parking.wake(self._parking)
+
+    # The wait
+
+    def _wait(self, me: int, note: Note, deadline: Deadline) -> bool:
+        if self._spin(deadline) and inside(self._section, deadline, self._take, me, note):
+            return True
+        longest = FIRST_SLICE
+        try:
+            # P1 announce and P2 re-check, the first time; P4 woken, from then on
+            while not inside(self._section, deadline, self._visit, me, note):
+                seconds = deadline.slice(longest)
+                if seconds and parking.sleep(self._parking, seconds):  # P3 sleep
+                    longest = FIRST_SLICE
+                    continue
+                longest = min(2 * longest, LONGEST_SLICE)
+                settled = self.settle(deadline, me)
+                if not settled and not deadline.remaining():
+                    return False
+            return True
+        finally:
+            if note[SLEEPS]:
+                self._leave(note)
+            self._wake_next()  # the token may have been ours, and there may be more to take
+
+    def _visit(self, me: int, note: Note) -> bool:
+        """Take it or be a sleeper, in the section."""
+        words = self._words
+        if self._take(me, note):
+            return True
+        if not note[SLEEPS]:
+            words[at.SLEEPERS] = min(words[at.SLEEPERS], at.MAX_VALUE) + 1
+            note[SLEEPS] = 1
+        return False
+
+    def _leave(self, note: Note) -> None:
+        """Be no sleeper any more; one too many is counted if the section is not to be had."""
+        with contextlib.suppress(Stalled):
+            inside(self._section, Deadline(0), self._unannounce, note)
+
+    def _unannounce(self, note: Note) -> None:
+        self._words[at.SLEEPERS] = max(1, self._words[at.SLEEPERS]) - 1
+        note[SLEEPS] = 0
+
+    def _spin(self, deadline: Deadline) -> bool:
+        """Look for a moment whether there is something; what is seen is looked at again inside."""
+        if len(os.sched_getaffinity(0)) < 2:
+            return False
+        until = time.perf_counter() + deadline.slice(_SPIN)
+        while not self._available():
+            if time.perf_counter() >= until:
+                return False
+            os.sched_yield()
+        return True
+
+
+def initialise(address: int) -> None:
+    """Make section and parking place of a monitor, in zeroed bytes."""
+    sections.initialise(address + at.SECTION)
+    parking.initialise(address + at.PARKING)
