@@ -8,7 +8,6 @@ run, and the default arena is mapped at import, before any of them.
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import os
 import time
@@ -466,15 +465,6 @@ def _found(arena_id: int, offset: int, generation: int, kind: int) -> Block:
     """Return a handle of a block that is there still; called by pickle."""
     arena = inherited_arena(arena_id)
     return Block._made(arena, arena._open().allocator.find(offset, generation, kind))
-
-
-@atexit.register
-def _leave_all() -> None:
-    """Say that this process ends by itself: what it holds now stays taken, as it meant."""
-    for arena in list(_arenas.values()):
-        inside = arena._inside
-        if inside is not None:
-            inside.family.leave()
 
 
 # Mapped here, so that every later child has it.

@@ -8,6 +8,10 @@ started by exec is none.
 
 from __future__ import annotations
 
+import atexit
+import os
+import sys
+import weakref
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -121,7 +125,7 @@ class Family:
     """
 
     __slots__ = (
-        "_max_processes", "_table", "cause_of_death", "generation", "holder", "is_dying", "known",
+        "__weakref__", "_max_processes", "_table", "cause_of_death", "generation", "holder", "is_dying", "known",
         "known_holder", "leave", "note", "slot", "sweep",
     )  # fmt: skip
 
@@ -140,6 +144,7 @@ class Family:
         self.holder, self.known_holder = table.holder, table.known_holder
         self.leave = table.leave
         self.cause_of_death = table.cause_of_death
+        _families.add(self)
 
     @staticmethod
     def nbytes(max_processes: int) -> int:
@@ -201,3 +206,31 @@ def _exit_record(death: LoggedDeath) -> ExitRecord:
         cause=_CAUSES[death.cause],
         seen_at=death.seen_at / 1e9,
     )
+
+
+# Who ends by itself says so: what it holds then stays taken, as in multiprocessing.
+_families: weakref.WeakSet[Family] = weakref.WeakSet()
+_known_to_multiprocessing: list[bool] = []
+
+
+@atexit.register
+def _leave_all() -> None:
+    for family in list(_families):
+        family.leave()
+
+
+def _leave_with_multiprocessing() -> None:
+    """Have multiprocessing's children say it too: they end by os._exit, after its finalizers."""
+    util = sys.modules.get("multiprocessing.util")
+    if util is None or _known_to_multiprocessing:
+        return
+    _known_to_multiprocessing.append(True)
+
+    def after_fork(_: object) -> None:
+        # Priorities below 0 are taken last; the registry was emptied just before.
+        util.Finalize(None, _leave_all, exitpriority=-1000)
+
+    util.register_after_fork(_leave_all, after_fork)
+
+
+os.register_at_fork(before=_leave_with_multiprocessing)

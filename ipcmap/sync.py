@@ -140,7 +140,7 @@ class _Guard(Structure):
 
 
 class Lock(_Guard):
-    """A lock: one thread of one process at a time, as :class:`multiprocessing.Lock`.
+    """A lock: one thread of one process at a time, as ``multiprocessing.Lock``.
 
     It has no owner: a thread that takes it twice waits for itself, and any process may
     release it. A process that is killed, or becomes another program by exec, while it
@@ -211,7 +211,7 @@ class Lock(_Guard):
 
 
 class Semaphore(_Guard):
-    """A count that processes share, as :class:`multiprocessing.Semaphore`.
+    """A count that processes share, as ``multiprocessing.Semaphore``.
 
     It has no owner: any process may release it. The tokens of a process that is killed,
     or becomes another program by exec, come back, as long as every process releases

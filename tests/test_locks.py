@@ -147,6 +147,22 @@ def test_a_child_of_its_holder_is_not_its_holder(lock_type: LockType, fork: Fork
         assert lock.locked()
 
 
+def test_a_fork_while_a_thread_waits_leaves_the_wait_to_the_parent(
+    lock_type: LockType, fork: Fork
+) -> None:
+    """The child has no such thread; its release wakes the parent's."""
+    lock = lock_type()
+    lock.acquire()
+    thread = threading.Thread(target=lock.acquire)
+    thread.start()
+    wait_for_sleepers(lock, 1)
+
+    assert fork(lock.release).wait() == 0
+    thread.join()
+    assert lock.locked()
+    assert sleepers(lock) == 0
+
+
 def test_it_reaches_a_running_child_by_pickle(lock_type: LockType, fork: Fork) -> None:
     """Made after the fork, and one and the same in both processes."""
     read_end, write_end = os.pipe()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import random
 import signal
@@ -184,6 +185,26 @@ def test_the_end_of_an_interpreter_leaves_it_taken_though_nobody_saw_its_exit_co
     )
 
     assert (ended.stdout, ended.stderr) == ("True False\n[('exited', None)]\n", "")
+
+
+def test_the_end_of_a_process_of_multiprocessing_leaves_it_taken(lock_type: LockType) -> None:
+    """It ends by os._exit and is reaped by join, but says so before."""
+    context = multiprocessing.get_context("fork")
+    lock, killed = lock_type(), lock_type()
+
+    def hold_and_die() -> None:
+        killed.acquire()
+        die()
+
+    for target in (lock.acquire, hold_and_die):
+        process = context.Process(target=target)
+        process.start()
+        process.join()
+        process.close()
+
+    assert lock.locked()
+    assert not lock.acquire(timeout=0.05)
+    assert killed.acquire(block=False)
 
 
 def test_an_exit_that_nobody_can_tell_from_a_kill_counts_as_one(

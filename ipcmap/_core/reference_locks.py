@@ -37,7 +37,7 @@ class LockCore(Monitor):
         note[0] = 1
         return True
 
-    def _give(self, me: int, note: Note) -> int:
+    def _give(self, note: Note) -> int:
         words = self._words
         if not words[at.HOLDER]:
             return REFUSED

@@ -14,7 +14,8 @@ these. Whom a signal killed, or who is another program now, is struck out, and w
 it held is there again. What a process held that ended by itself stays taken, as in
 multiprocessing. Where its parent reaped it before anyone looked, the slot knows
 whether it came to the end of its interpreter; if not (os._exit too), it counts as
-killed: a wait that never ends is the worse mistake. The first slice is
+killed: a wait that never ends is the worse mistake. (A kill after that word, while the
+interpreter ends, is taken for an end by itself if it was reaped unseen.) The first slice is
 FIRST_SLICE; each that was in vain doubles the next, up to LONGEST_SLICE: a thousand
 waiters that look every 20 ms use most of a CPU.
 
@@ -116,7 +117,7 @@ class Monitor:
         """Take it for a process, if it is there: M1."""
         raise NotImplementedError
 
-    def _give(self, me: int, note: Note) -> int:
+    def _give(self, note: Note) -> int:
         """Give it back: M2. Return how many sleep, or REFUSED."""
         raise NotImplementedError
 
@@ -150,23 +151,21 @@ class Monitor:
             return False
         except BaseException:
             if note[DONE]:
-                self._finish_giving(me, [0, 0])
+                self._finish_giving([0, 0])
             raise
 
     def release(self) -> bool:
         """Give it back, and wake who waits for it; ``False`` = there is nothing to give back."""
-        me = 0
         note = [0, 0]
         try:
-            me = self._family.known_holder()
-            sleepers = inside(self._section, _FOREVER, self._give, me, note)  # P5 look
+            sleepers = inside(self._section, _FOREVER, self._give, note)  # P5 look
             if sleepers > 0:
                 parking.wake(self._parking)  # P6 post
             return sleepers != REFUSED
         except (Reentered, Damaged):
             raise
         except BaseException:
-            self._finish_giving(me or self._family.known_holder(), note)
+            self._finish_giving(note)
             raise
 
     def settle(self, deadline: Deadline, me: int = 0) -> bool:
@@ -176,6 +175,7 @@ class Monitor:
             CorruptError: No process can have been one of the holders.
             Stalled: The section was not to be had before the deadline.
         """
+        me = me or self._family.known_holder()
         settled = False
         for holder in inside(self._section, deadline, self._holders):
             cause = None if holder == me else self._family.cause_of_death(holder)
@@ -186,10 +186,10 @@ class Monitor:
             parking.wake(self._parking)
         return settled
 
-    def _finish_giving(self, me: int, note: Note) -> None:
+    def _finish_giving(self, note: Note) -> None:
         """Give it back if that is not done, and wake somebody in any case."""
         if not note[DONE]:
-            inside(self._section, _FOREVER, self._give, me, note)
+            inside(self._section, _FOREVER, self._give, note)
         self._wake_next()
 
     def _wake_next(self) -> None:

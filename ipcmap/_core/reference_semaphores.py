@@ -103,7 +103,7 @@ class SemaphoreCore(Monitor):
         words[at.JOURNAL] = 0
         return True
 
-    def _give(self, me: int, note: Note) -> int:
+    def _give(self, note: Note) -> int:
         words = self._words
         if words[at.JOURNAL]:
             self._repair()
@@ -114,6 +114,7 @@ class SemaphoreCore(Monitor):
             words[at.VALUE] = value + 1  # M2 give
             note[0] = 1
             return int(words[at.SLEEPERS])
+        me = self._family.known_holder()
         entry = self._entry(me)
         if entry and words[entry] == me and words[entry + 1]:
             words[at.JOURNAL] = 1  # S1 intend
