@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import random
 import signal
+from collections import Counter
 from collections.abc import Callable
+from types import FrameType
 
 import pytest
 
@@ -14,6 +16,7 @@ from children import Child, Fork
 from ipcmap import Arena, Mapping
 from ipcmap._core import monitor_layout as at
 from monitor_harness import (
+    Raised,
     SemaphoreType,
     set_trap,
     sleepers,
@@ -288,6 +291,46 @@ def test_more_processes_than_entries_find_room_once_the_dead_are_struck_out(
 
     assert semaphore.acquire(block=False)
     audit(semaphore, 999)
+
+
+@pytest.mark.parametrize("value", [0, 1, 3])
+def test_handlers_that_raise_at_any_moment_lose_and_make_no_token(
+    value: int, chance: random.Random, semaphore_type: SemaphoreType
+) -> None:
+    """An acquire that raised has taken nothing; a release that raised may have to be repeated."""
+    semaphore, armed, raised = semaphore_type(value), list[bool](), Counter[str]()
+    if not value:
+        semaphore.release()
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if armed:
+            armed.clear()
+            raise Raised
+
+    previous = signal.signal(signal.SIGALRM, handle)
+    try:
+        for _ in range(3000):
+            call = "acquire"
+            try:
+                armed.append(True)
+                signal.setitimer(signal.ITIMER_REAL, chance.uniform(1e-6, 4e-5))
+                semaphore.acquire()
+                call = "release"
+                semaphore.release()
+                armed.clear()
+            except Raised:
+                raised[call] += 1
+                audit(semaphore, free := semaphore.value)
+                assert free == (value or 1) or call == "release"
+                if free != (value or 1):
+                    semaphore.release()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+
+    assert raised["acquire"] > 100
+    assert raised["release"] > 20
+    audit(semaphore, value or 1)
 
 
 @pytest.mark.parametrize(
