@@ -6,6 +6,7 @@ import pytest
 
 import ipcmap
 from ipcmap import sync
+from ipcmap._core import reference_monitor
 
 pytest_plugins = ["pytester", "leftovers", "watchdog", "children", "families"]
 
@@ -27,6 +28,13 @@ def semaphore_type(engine: str) -> type[ipcmap.Semaphore]:
     """The engine's semaphore class."""
     semaphore: type[ipcmap.Semaphore] = ENGINES[engine].Semaphore
     return semaphore
+
+
+@pytest.fixture
+def endless_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no wait for a lock look by itself: what is not woken sleeps for ever."""
+    monkeypatch.setattr(reference_monitor, "FIRST_SLICE", 3600.0)
+    monkeypatch.setattr(reference_monitor, "LONGEST_SLICE", 3600.0)
 
 
 @pytest.fixture

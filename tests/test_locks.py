@@ -94,8 +94,10 @@ def test_anyone_may_release_it(lock_type: LockType, fork: Fork) -> None:
     assert not lock.locked()
 
 
-def test_no_update_is_lost_between_processes_and_threads(lock_type: LockType, fork: Fork) -> None:
-    """Read, add and write are one step under it."""
+def test_no_update_is_lost_between_processes_and_threads(
+    lock_type: LockType, fork: Fork, endless_slices: None
+) -> None:
+    """Read, add and write are one step under it, and no wake-up is lost either."""
     lock, shared, rounds = lock_type(), Mapping.anonymous(8), 500
     total = shared.view().cast("Q")
 
@@ -121,7 +123,9 @@ def test_no_update_is_lost_between_processes_and_threads(lock_type: LockType, fo
     assert sleepers(lock) == 0
 
 
-def test_each_of_many_sleepers_gets_it(lock_type: LockType, fork: Fork) -> None:
+def test_each_of_many_sleepers_gets_it(
+    lock_type: LockType, fork: Fork, endless_slices: None
+) -> None:
     """One release is enough: who has it wakes the next."""
     lock = lock_type()
     lock.acquire()

@@ -15,6 +15,7 @@ import ipcmap
 from children import Child, Fork
 from ipcmap import Arena, Mapping
 from ipcmap._core import monitor_layout as at
+from ipcmap._core import reference_parking as parking
 from monitor_harness import (
     Raised,
     SemaphoreType,
@@ -84,7 +85,9 @@ def test_all_who_wait_for_a_killed_holder_go_on(semaphore_type: SemaphoreType, f
     assert sleepers(semaphore) == 0
 
 
-def test_two_releases_in_a_row_wake_two(semaphore_type: SemaphoreType, fork: Fork) -> None:
+def test_two_releases_in_a_row_wake_two(
+    semaphore_type: SemaphoreType, fork: Fork, endless_slices: None
+) -> None:
     """The second finds a token of the first; who is woken by that wakes the next."""
     semaphore = semaphore_type(0)
     children = [fork(semaphore.acquire) for _ in range(2)]
@@ -97,6 +100,45 @@ def test_two_releases_in_a_row_wake_two(semaphore_type: SemaphoreType, fork: For
         os.kill(child.pid, signal.SIGCONT)
 
     assert [child.wait() for child in children] == [0, 0]
+
+
+@pytest.mark.parametrize("tokens", [1, 2])
+def test_no_wake_up_is_lost(
+    tokens: int, semaphore_type: SemaphoreType, fork: Fork, endless_slices: None
+) -> None:
+    """Slices that never end: whoever is not woken would sleep for ever."""
+    semaphore = semaphore_type(tokens)
+
+    def enter() -> None:
+        for _ in range(500):
+            with semaphore:
+                os.sched_yield()
+
+    children = [fork(enter) for _ in range(5)]
+
+    assert [child.wait() for child in children] == [0] * 5
+    assert sleepers(semaphore) == 0
+    audit(semaphore, tokens)
+
+
+def test_who_leaves_by_an_exception_passes_the_token_on(
+    semaphore_type: SemaphoreType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was woken, and a handler raised before it could look."""
+    semaphore, sleep = semaphore_type(0), parking.sleep
+
+    def woken_and_interrupted(place: int, seconds: float) -> bool:
+        semaphore._core._words[at.SLEEPERS] += 1  # another one, who was not woken
+        semaphore.release()
+        assert sleep(place, 0)
+        raise Raised
+
+    monkeypatch.setattr(parking, "sleep", woken_and_interrupted)
+    with pytest.raises(Raised):
+        semaphore.acquire()
+
+    assert sleepers(semaphore) == 1
+    assert sleep(semaphore._core._parking, 0)
 
 
 def test_a_stopped_holder_keeps_its_token(semaphore_type: SemaphoreType, fork: Fork) -> None:
