@@ -87,7 +87,7 @@ def test_the_child_knows_itself_and_its_parent() -> None:
     assert process in multiprocessing.active_children()
     seen.release()
     process.join()
-    seen.close()
+    seen.destroy()
 
     assert process.daemon
     assert process.exitcode == 0
@@ -130,7 +130,7 @@ def test_a_join_returns_after_its_timeout_and_a_sentinel_tells_of_the_end() -> N
     process.join(10)
     assert (process.is_alive(), process.exitcode) == (False, 0)
     process.close()
-    over.close()
+    over.destroy()
 
 
 def test_a_grandchild_that_lives_on_does_not_hold_up_the_sentinel() -> None:
@@ -149,7 +149,7 @@ def test_a_grandchild_that_lives_on_does_not_hold_up_the_sentinel() -> None:
     over.release()
 
     assert exitcode == 0
-    over.close()
+    over.destroy()
 
 
 def test_several_threads_may_wait_for_one_process(paused: Process) -> None:
@@ -318,7 +318,7 @@ def test_arenas_know_of_what_a_child_died(ask: str) -> None:
         assert (death.exitcode, death.cause) == (3, "exited")
     process.close()
     mine.close()
-    done.close()
+    done.destroy()
 
 
 # Where somebody else reaps

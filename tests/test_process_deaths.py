@@ -122,7 +122,7 @@ def test_a_child_dies_when_its_parent_leaves_without_a_word(start: Start, fork: 
     parent.wait()
 
     assert line.is_over()
-    go_on.close()
+    go_on.destroy()
 
 
 def orphan_at_birth(start: Start, line: Line) -> None:
@@ -195,8 +195,8 @@ def test_a_child_outlives_the_thread_that_forked_it() -> None:
 
     assert (answers, process.exitcode) == ([True, True], 0)
     process.close()
-    ask.close()
-    answer.close()
+    ask.destroy()
+    answer.destroy()
 
 
 @pytest.mark.usefixtures("kernel")
