@@ -14,6 +14,7 @@ import marshal
 import os
 import queue
 import signal
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from ipcmap.ring import Ring
 
 __all__ = ["Counts", "Crew", "Death"]
 
+_AHEAD = 16  # files handed out for each worker: it never waits for the parent
 _POLL = 0.2  # seconds between two looks at who is still alive
 _MOST_DEATHS = 10  # before it is no accident any more
 
@@ -67,7 +69,7 @@ class Crew:
         """
         files, counted = len(self._files), set[int]()
         numbers = iter(range(files))
-        for _ in range(2 * len(self._workers)):
+        for _ in range(_AHEAD * len(self._workers)):
             self._hand_out(numbers)
         while len(counted) < files:
             try:
@@ -131,19 +133,26 @@ class Crew:
     # Deaths
 
     def _kill_one(self) -> bool:
-        """Kill a worker that has a file in hand; ``False`` = all are between two files."""
-        for place, worker in enumerate(self._workers):
-            pid = worker.pid
-            if pid is None or not worker.is_alive():
-                continue
-            os.kill(pid, signal.SIGSTOP)
-            os.waitid(os.P_PID, pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
-            if self._noted(place):
-                worker.kill()
-                self._replace(place)
-                return True
-            os.kill(pid, signal.SIGCONT)
+        """Kill a worker that has a file in hand; ``False`` = there is none just now."""
+        give_up = time.monotonic() + _POLL
+        while time.monotonic() < give_up:
+            for place, worker in enumerate(self._workers):
+                if self._noted(place) and worker.is_alive() and self._kill_busy(place, worker):
+                    return True
+            time.sleep(0)
         return False
+
+    def _kill_busy(self, place: int, worker: Process) -> bool:
+        """Kill a worker if it still has a file in hand once it stands still."""
+        assert worker.pid
+        os.kill(worker.pid, signal.SIGSTOP)
+        os.waitid(os.P_PID, worker.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+        if not self._noted(place):
+            os.kill(worker.pid, signal.SIGCONT)
+            return False
+        worker.kill()
+        self._replace(place)
+        return True
 
     def _replace_the_dead(self) -> None:
         for place, worker in enumerate(self._workers):
