@@ -1,10 +1,9 @@
 /* close.pml -- how a ring ends.
  *
- * NP producers are attached, put PUTS records each and detach. NC consumers get up to GETS records
+ * NP producers are attached, put PUTS records each and leave. NC consumers get up to GETS records
  * each, or until they are told that the ring has ended. With CLOSER one more process closes the
- * ring at some moment. The ring has ended when it is closed, or when nobody is attached.
- * `attached` is one bit a producer, so that it can be cleared twice; that the ring has ended is
- * derived from it, so that there is no second store to lose.
+ * ring at some moment. The last attached producer that leaves, or dies, closes it as well.
+ * producers.pml has how they attach.
  */
 #define TSO
 #define WITH_END
@@ -15,7 +14,7 @@
 #endif
 #include "common.pml"
 
-/* The end as the monitor sees it: the attached who died count as detached. */
+/* The end as the monitor sees it: the attached who died count as gone. */
 #define HOLDS_OPEN(p) ((p) < NP && (attached & (1 << (p))) != 0 && gone[(p) % N] != DEAD)
 #define END_DUE (closed || !(HOLDS_OPEN(0) || HOLDS_OPEN(1)))
 
@@ -24,25 +23,6 @@ inline final_checks() {
 }
 
 #include "parking.pml"
-
-/* Look at both places after a store in section P. With SECTION_PARK the producers' place belongs
- * to section C, so it takes an empty turn there. */
-inline wake_everyone() {
-	wake_behind_fence(CONSUMERS);
-#ifdef SECTION_PARK
-#ifndef CLOSE_LOOKS_IN_P
-	atomic {
-		LOCKABLE(SECTION_C) -> take(SECTION_C);
-		CUT
-		looked = SLEEPERS(PRODUCERS);
-		push(UNLOCK(SECTION_C))
-	};
-#endif
-#endif
-#ifndef CLOSE_WAKES_CONSUMERS_ONLY
-	wake_behind_fence(PRODUCERS)
-#endif
-}
 
 proctype closer(byte me) {
 	LOCALS;
@@ -53,7 +33,7 @@ proctype closer(byte me) {
 		atomic {
 			LOCKABLE(SECTION_P) -> take(SECTION_P);
 			CUT
-			push(CLOSE);                                    /* C1 close */
+			push(CLOSE);                                    /* E1 end */
 			CUT
 #if defined(SECTION_PARK) && defined(CLOSE_LOOKS_IN_P)
 			looked = SLEEPERS(CONSUMERS) || SLEEPERS(PRODUCERS);
@@ -63,7 +43,13 @@ proctype closer(byte me) {
 			push(UNLOCK(SECTION_P))
 		};
 #endif
-		wake_everyone();
+		wake_behind_fence(CONSUMERS);
+#ifdef CLOSE_LOOKS_IN_P
+		atomic { push(END) };
+		wake_behind_fence(PRODUCERS);
+#else
+		end_for_producers();
+#endif
 		finish()
 	} unless { gone[me] != RUNNING };
 	atomic { forget() }
@@ -77,18 +63,7 @@ proctype producer(byte me) {
 		:: put()
 		:: wanted == 0 -> break
 		od;
-		atomic {
-			LOCKABLE(SECTION_P) -> take(SECTION_P);
-			CUT
-			push(DETACH(me));                               /* C2 detach */
-			CLOSE_IF_LAST(me)
-			CUT
-			LOOK_INSIDE(CONSUMERS)
-			push(UNLOCK(SECTION_P))
-		};
-#ifndef NO_DETACH_POST
-		wake_behind_fence(CONSUMERS);
-#endif
+		leave_ring(me);
 		finish()
 	} unless { gone[me] != RUNNING };
 	atomic { forget() }
@@ -111,6 +86,7 @@ init {
 		early = EARLY;
 		leaving = LEAVING;
 		attached = (1 << NP) - 1;
+		present = attached;
 		byte i = 0;
 		do
 		:: i < NP -> run producer(i); i++

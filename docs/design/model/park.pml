@@ -48,29 +48,22 @@ proctype consumer(byte me) {
 	atomic { forget() }
 }
 
-/* A sweeper that has found one record to redeliver. The list is guarded by section C, but the
- * consumers' place, with SECTION_PARK, by section P: it takes an empty turn there. */
+/* A sweeper that has found one record to return. It looks for sleepers in section C, although
+ * with SECTION_PARK their number is guarded by section P; and a consumer that goes to sleep does
+ * not look for RETURNED blocks again. So a returned record may be late by one slice. */
 proctype lister(byte me) {
 	LOCALS;
 	{
 		atomic {
 			LOCKABLE(SECTION_C) -> take(SECTION_C);
 			CUT
-			push(LIST);                                     /* L1 push */
+			push(LIST);                                     /* L1 return */
+			seen_write_pos = read_pos;
+			returns++;
 			CUT
-#ifdef LIST_LOOKS_IN_C
 			LOOK_INSIDE(CONSUMERS)
-#endif
 			push(UNLOCK(SECTION_C))
 		};
-#if defined(SECTION_PARK) && !defined(LIST_LOOKS_IN_C)
-		atomic {
-			LOCKABLE(SECTION_P) -> take(SECTION_P);
-			CUT
-			LOOK_INSIDE(CONSUMERS)
-			push(UNLOCK(SECTION_P))
-		};
-#endif
 		wake_behind_fence(CONSUMERS);
 		finish()
 	} unless { gone[me] != RUNNING };
@@ -80,6 +73,7 @@ proctype lister(byte me) {
 init {
 	atomic {
 		write_pos = FILLED;
+		seen_write_pos = FILLED;
 		early = EARLY;
 		leaving = LEAVING;
 		byte i = 0;

@@ -3,13 +3,17 @@
  *
  * Shared words            written by                    guard
  *   write_pos             producers                     section P
+ *   seen_read_pos         producers                     section P: a read_pos of some time ago
+ *   closed                closer, last producer         section P
  *   read_pos              consumers                     section C
+ *   seen_write_pos        consumers, sweepers           section C: a write_pos of some time ago
+ *   ended                 closer, last producer         section C: closed, for the producers
+ *   listed                sweepers, consumers           section C: how many blocks are RETURNED
  *   sleepers[place]       whoever sleeps there          none (atomic add); with SECTION_PARK the
  *                                                       section of the side that is waited for
  *   tokens[place]         the semaphore's value         none (atomic)
- *   listed                sweepers, consumers           section C: records to be redelivered
- *   closed                closer                        section P
- *   attached              producers, sweepers           section P, one bit a producer
+ *   attached, present     producers, sweepers           section P, one bit a producer: it is a
+ *                                                       PRODUCER; it has a block, LEAVING perhaps
  *
  * Every store to a word that is read outside its section passes through the store buffer, and
  * so do the unlocks (as plain release stores) and the adds to sleepers[]. That is weaker than
@@ -17,7 +21,7 @@
  * order a store before a later load, and the model shows where they are needed.
  *
  * Sync points: P1 announce, P2 recheck, P3 sleep, P4 woken, P5 look, P6 post,
- *              R1 publish, R2 consume, L1 push, L2 pop, C1 close, C2 detach.
+ *              R1 publish, R2 consume, L1 return, L2 pop, E1 end, N2 leave.
  */
 
 #define CONSUMERS 0     /* the place where consumers sleep */
@@ -28,20 +32,22 @@ byte read_pos;
 byte sleepers[2];
 byte tokens[2];
 
+byte seen_write_pos;
+byte seen_read_pos;
 byte listed;
 bool closed;
-bool ended;             /* the truth kept for the monitor: some consumer was told that it is over */
+bool ended;
+bool told;              /* the truth kept for the monitor: some consumer was told that it is over */
 byte attached;
+byte present;
 
 byte asleep[N];         /* 0, or 1 + the place: it is inside the semaphore's wait */
 bool expired[N];        /* its slice has run out */
 byte early;             /* slices that may still run out at any moment */
 byte leaving;           /* calls that may still end by timeout, signal or exception */
 byte rounds;            /* slices that were needed to get on */
+byte returns;           /* records that a sweep gave back: each may wait for one slice */
 
-#ifdef CACHED
-byte cached_write_pos;  /* the consumers' shared copy, guarded by section C */
-#endif
 #ifdef TOKEN_FLAG
 bool token_out[2];
 #endif
@@ -55,7 +61,9 @@ bool token_out[2];
 #define CLOSE           9
 #define LIST            10
 #define UNLIST          11
-#define DETACH(p)       (12 + (p))
+#define END             12
+#define DETACH(p)       (13 + (p))
+#define GONE(p)         (16 + (p))
 
 inline push(entry) {
 	if
@@ -77,7 +85,7 @@ inline shift(p) {
 inline drain(p) {
 	if
 	:: buffer0[p] == PUBLISH ->
-		assert(!ended);         /* nothing may be committed once a consumer was told the end */
+		assert(!told);          /* nothing may be committed once a consumer was told the end */
 		write_pos++; assert(write_pos - read_pos <= CAPACITY)
 	:: buffer0[p] == CONSUME ->
 		assert(read_pos < write_pos); read_pos++
@@ -92,7 +100,10 @@ inline drain(p) {
 	:: buffer0[p] == CLOSE -> closed = true
 	:: buffer0[p] == LIST -> listed++
 	:: buffer0[p] == UNLIST -> assert(listed > 0); listed--
-	:: buffer0[p] >= DETACH(0) -> attached = attached & ~(1 << (buffer0[p] - DETACH(0)))
+	:: buffer0[p] == END -> ended = true
+	:: buffer0[p] >= GONE(0) -> present = present & ~(1 << (buffer0[p] - GONE(0)))
+	:: buffer0[p] >= DETACH(0) && buffer0[p] < GONE(0) ->
+		attached = attached & ~(1 << (buffer0[p] - DETACH(0)))
 	fi;
 	shift(p);
 	if      /* An unlock right behind a store: nobody can tell whether it comes a moment later. */
@@ -130,18 +141,6 @@ end_memory:
 #define SLEEPER_FENCE FENCE
 #endif
 
-#if defined(NO_ATTACHED) || defined(DETACH_TWO_STORES)
-#define IS_ENDED closed
-#else
-#define IS_ENDED (closed || attached == 0)
-#endif
-
-#ifdef DETACH_TWO_STORES
-#define CLOSE_IF_LAST(p) CUT if :: (attached & ~(1 << (p))) == 0 -> push(CLOSE) :: else fi;
-#else
-#define CLOSE_IF_LAST(p)
-#endif
-
 /* Wake somebody at a place: two loads and a post. LOOK says whether anybody sleeps there; it is
  * evaluated once READY holds. Two posters may both find no token out, and both post. */
 inline wake(READY, LOOK, place) {
@@ -175,16 +174,9 @@ inline wake(READY, LOOK, place) {
 #define wake_behind_fence(place) wake(POSTER_FENCE, SLEEPERS(place), place)
 #endif
 
-/* The chain: whoever leaves something behind wakes the next one of its own side. No fence: the
- * poster of what is left behind has seen the sleepers, and found a token that is taken by now. */
-#define chain(CONDITION, place) wake(true, (CONDITION) && SLEEPERS(place), place)
-
-/* A dead owner may have stored and not posted: its heir posts in its place. */
-#if MAX_DEATHS > 0
-#define wake_for_the_dead(place) wake(true, owner_died && SLEEPERS(place), place)
-#else
-#define wake_for_the_dead(place) skip
-#endif
+/* Wake one more of one's own side. No fence: the poster of what is left behind has seen the
+ * sleepers, and found a token that is taken by now. */
+#define wake_next(CONDITION, place) wake(true, (CONDITION) && SLEEPERS(place), place)
 
 #ifdef PLAIN_ANNOUNCE
 #define push_retire(place) sleepers[place] = (plain > 0 -> plain - 1 : 0); plain = 0
@@ -201,13 +193,35 @@ inline wake(READY, LOOK, place) {
 #define SIDE_OF_CONSUMERS SECTION_C
 #endif
 
-/* The waiter's loop body. MOVED says whether what it waits for has changed since it looked, under
- * its own section, which it has left. It tries again afterwards. SECTION is the other side's. */
-inline park(place, SECTION, MOVED) {
+/* What a look at the other side finds: its position, and whether the end has come. In its section
+ * they are read together; with fences the end is read first. */
+#ifndef WITH_END
+#define READ_END(ENDED) skip;
+#define READ_POSITION(POSITION) atomic { found = (POSITION) };
+#else
+#define READ_END(ENDED) atomic { over_there = (ENDED) };
+#define READ_POSITION(POSITION) atomic { found = (POSITION) };
+#endif
+#if defined(POSITION_BEFORE_CLOSED)
+#define NOTE_FOUND(POSITION, ENDED)
+#define FIND(POSITION, ENDED) READ_POSITION(POSITION) READ_END(ENDED)
+#elif defined(SECTION_PARK)
+#define NOTE_FOUND(POSITION, ENDED) found = (POSITION); over_there = (ENDED);
+#define FIND(POSITION, ENDED)
+#else
+#define NOTE_FOUND(POSITION, ENDED)
+#define FIND(POSITION, ENDED) READ_END(ENDED) READ_POSITION(POSITION)
+#endif
+
+/* One wait, after an attempt that found the other side no farther than `seen`. Afterwards `found`
+ * is where it was, `over_there` says whether the end was seen, `slept` whether a slice was spent.
+ * SECTION is the other side's. */
+inline park(place, SECTION, POSITION, ENDED) {
 #ifdef SECTION_PARK
 #define RECHECK(CONDITION) \
 	LOCKABLE(SECTION) && (CONDITION) -> take(SECTION); push(ANNOUNCE(place)); CUT
 #define RECHECKED push(UNLOCK(SECTION))
+#define RETIRE_AGAIN push_retire(place);
 #else
 #ifdef PLAIN_ANNOUNCE
 	atomic { FENCE -> plain = sleepers[place] };
@@ -217,15 +231,18 @@ inline park(place, SECTION, MOVED) {
 #endif
 #define RECHECK(CONDITION) SLEEPER_FENCE && (CONDITION) ->
 #define RECHECKED
+#define RETIRE_AGAIN push_retire(place);
+#endif
+#ifdef NO_RECHECK
+#define UNMOVED true
+#else
+#define UNMOVED ((POSITION) == seen && !(ENDED))
 #endif
 	if
-#ifdef NO_RECHECK
-#undef RECHECK
-#define RECHECK(CONDITION) SLEEPER_FENCE ->
-#else
-	:: atomic { RECHECK(MOVED) push_retire(place); RECHECKED }      /* P2 recheck */
+#ifndef NO_RECHECK
+	:: atomic { RECHECK(!UNMOVED) RETIRE_AGAIN NOTE_FOUND(POSITION, ENDED) RECHECKED }
 #endif
-	:: atomic { RECHECK(!(MOVED)) asleep[me] = 1 + place; RECHECKED };
+	:: atomic { RECHECK(UNMOVED) asleep[me] = 1 + place; RECHECKED };       /* P2 recheck */
 end_asleep:
 	   if                                                           /* P3 sleep */
 	   :: atomic {
@@ -233,9 +250,7 @@ end_asleep:
 		tokens[place]--;
 		asleep[me] = 0;
 		expired[me] = false;
-#if LEAVING > 0 || defined(HAND_BACK)
-		woken = true
-#endif
+		slept = true
 	      };
 #ifdef TOKEN_FLAG
 	      token_out[place] = false
@@ -244,17 +259,23 @@ end_asleep:
 		expired[me] ->
 		asleep[me] = 0;
 		expired[me] = false;
+		slept = true;
 #ifdef SWEEP_RETIRES
 		push(RETIRE(place))
 #endif
 	      };
 	      sweep_attached()
 #if EARLY > 0
-	   :: atomic { early > 0 -> early--; asleep[me] = 0 }
+	   :: atomic { early > 0 -> early--; asleep[me] = 0; slept = true }
 #endif
 	   fi;
 #ifdef SECTION_PARK
-	   atomic { LOCKABLE(SECTION) -> take(SECTION); push_retire(place); push(UNLOCK(SECTION)) }
+	   atomic {
+		LOCKABLE(SECTION) -> take(SECTION);
+		push_retire(place);
+		NOTE_FOUND(POSITION, ENDED)
+		push(UNLOCK(SECTION))
+	   }
 #else
 #ifdef PLAIN_ANNOUNCE
 	   plain = sleepers[place];
@@ -262,34 +283,75 @@ end_asleep:
 	   atomic { push_retire(place) }
 #endif
 	fi;
+	FIND(POSITION, ENDED)
 #if LEAVING > 0
 	if
-	:: atomic { leaving > 0 -> leaving--; wanted = 0 };
+	:: atomic { slept && leaving > 0 -> leaving--; wanted = 0; found = seen; over_there = false };
 #ifndef LEAVE_WITH_TOKEN
-	   wake(true, woken && SLEEPERS(place), place)  /* the token was for whoever comes next */
+	   wake_next(true, place)                       /* an exception: the token may be ours */
 #endif
+	:: atomic { found == seen && !over_there && leaving > 0 -> leaving--; wanted = 0 }
 	:: true
 	fi;
-	woken = false
 #endif
+	skip
 }
 
-/* A waiter whose slice ran out looks for attached producers that have died. */
-#define UNSWEPT(p) ((p) < NP && gone[(p) % N] == DEAD && (attached & (1 << (p))) != 0)
+/* A waiter whose slice ran out looks for attached producers that have died. One that is LEAVING is
+ * found as well, until its block is freed: whoever was to close the ring may have died first. */
+#define UNSWEPT(p) ((p) < NP && gone[(p) % N] == DEAD && (present & (1 << (p))) != 0)
 
-inline sweep_one(p) {
-	if
-	:: atomic {
-		UNSWEPT(p) && LOCKABLE(SECTION_P) ->
-		take(SECTION_P);
+/* N2 leave: the mark, the count and the end in one section; then the end for the producers in
+ * theirs; then the block is freed. */
+inline leave_ring(p) {
+	atomic {
+		LOCKABLE(SECTION_P) -> take(SECTION_P);
 		CUT
-		push(DETACH(p));                                        /* C2 detach */
-		CLOSE_IF_LAST(p)
+#ifndef COUNT_WITHOUT_LEAVING
+		push(DETACH(p));                                        /* N2 leave */
+#endif
+		CUT
+#ifdef COUNT_WITHOUT_LEAVING
+		last = ((present & ~(1 << (p))) == 0);
+#else
+		last = ((attached & ~(1 << (p))) == 0);
+#endif
+		if
+		:: last -> push(CLOSE)                                  /* E1 end */
+		:: else
+		fi;
 		CUT
 		LOOK_INSIDE(CONSUMERS)
 		push(UNLOCK(SECTION_P))
-	   };
-	   wake_behind_fence(CONSUMERS)
+	};
+	if
+	:: last ->
+#ifndef NO_DETACH_POST
+	   wake_behind_fence(CONSUMERS);
+#endif
+	   end_for_producers()
+	:: !last
+	fi;
+	atomic { DRAINED(me) -> push(GONE(p)); last = false }
+}
+
+inline end_for_producers() {
+	atomic {
+		LOCKABLE(SECTION_C) -> take(SECTION_C);
+		CUT
+		push(END);                                              /* E1 end */
+		CUT
+		LOOK_INSIDE(PRODUCERS)
+		push(UNLOCK(SECTION_C))
+	};
+#ifndef CLOSE_WAKES_CONSUMERS_ONLY
+	wake_behind_fence(PRODUCERS)
+#endif
+}
+
+inline sweep_one(p) {
+	if
+	:: UNSWEPT(p) -> leave_ring(p)
 	:: !UNSWEPT(p)
 	fi
 }
@@ -303,14 +365,13 @@ inline sweep_attached() {
 #endif
 }
 
-/* Try once to put a record. `wanted` counts the calls still to be made. */
+/* Try once to put a record, and wait if there is no room. `wanted` counts the calls to be made. */
 inline put() {
 	if
 	:: atomic {
-		wanted > 0 && LOCKABLE(SECTION_P) && !closed && write_pos - read_pos < CAPACITY ->
+		wanted > 0 && LOCKABLE(SECTION_P) && !closed && write_pos - seen_read_pos < CAPACITY ->
 		take(SECTION_P);
-		more = (write_pos + 1 - read_pos < CAPACITY);
-		seen = 0;
+		slept = false;
 		CUT
 		push(PUBLISH);                                          /* R1 publish */
 		CUT
@@ -318,76 +379,76 @@ inline put() {
 		push(UNLOCK(SECTION_P));
 		wanted--
 	   };
-	   wake_behind_fence(CONSUMERS);
-#ifndef NO_CHAIN_PRODUCERS
-	   chain(more, PRODUCERS)
-#endif
+	   wake_behind_fence(CONSUMERS)
 	:: atomic {
-		wanted > 0 && LOCKABLE(SECTION_P) && !closed && write_pos - read_pos == CAPACITY ->
+		wanted > 0 && LOCKABLE(SECTION_P) && !closed && write_pos - seen_read_pos == CAPACITY ->
 		take(SECTION_P);
-		seen = read_pos;
-		more = false;
+		seen = seen_read_pos;
+		slept = false;
 		CUT
 		push(UNLOCK(SECTION_P))
 	   };
-	   wake_for_the_dead(CONSUMERS);
-	   park(PRODUCERS, SIDE_OF_CONSUMERS, (read_pos != seen || closed))
+	   park(PRODUCERS, SIDE_OF_CONSUMERS, read_pos, ended);
+	   if
+	   :: found != seen ->
+	      atomic {
+		LOCKABLE(SECTION_P) -> take(SECTION_P);
+		if
+		:: seen_read_pos < found -> seen_read_pos = found
+		:: else
+		fi;
+		seen = 0;
+		found = 0;
+		over_there = false;
+		CUT
+		push(UNLOCK(SECTION_P))
+	      };
+#ifndef NO_CHAIN_PRODUCERS
+	      wake_next(slept, PRODUCERS)                       /* room was found: at once */
+#endif
+	   :: found == seen && over_there ->
+#ifndef NO_CHAIN_END
+	      wake_next(slept, PRODUCERS);
+#endif
+	      atomic { wanted = 0; seen = 0; found = 0; over_there = false; slept = false }
+	   :: atomic { found == seen && !over_there -> seen = 0; found = 0; slept = false }
+	   fi
 	:: atomic {
 		wanted > 0 && LOCKABLE(SECTION_P) && closed ->
 		take(SECTION_P);
+		slept = false;
 		CUT
 		push(UNLOCK(SECTION_P));
 		wanted = 0
-	   };
-#ifndef NO_CHAIN_END
-	   chain(true, PRODUCERS)
-#endif
+	   }
 	fi
 }
 
-#ifdef CACHED
-#define LOADED_WRITE_POS (cached_write_pos != read_pos -> cached_write_pos : write_pos)
-#define KEEP(position) cached_write_pos = position
+/* Records left behind, or the end, at a glance. One's own store of read_pos is seen by oneself. */
+#define LEFT (seen_write_pos > read_pos && seen_write_pos > next_pos)
+#ifdef NO_CHAIN_END
+#define PASS_ON LEFT
 #else
-#define LOADED_WRITE_POS write_pos
-#define KEEP(position)
+#define PASS_ON (LEFT || closed)
 #endif
 
-#ifdef NO_LIST_RECHECK
-#define IS_LISTED false
+/* Whoever is told the end after it was woken passes it on. With END_ONLY_FROM_SLEEP it does so only
+ * if the last thing that it did was to sleep, and not where it tried once more in between. */
+#ifdef END_ONLY_FROM_SLEEP
+#define OWES_END slept
 #else
-#define IS_LISTED (listed > 0)
+#define OWES_END waited
 #endif
 
-/* Where a ring can end, `closed` is read in one step and write_pos in the next. */
-#ifdef WITH_END
-#define OPENED(CONDITION) (CONDITION) ->
-#else
-#define saw_end false
-#define OPENED(CONDITION) wanted > 0 && LOCKABLE(SECTION_C) && (CONDITION) -> take(SECTION_C);
-#endif
-
-/* Try once to get a record. `wanted` counts the calls still to be made. */
+/* Try once to get a record, and wait if there is none. `wanted` counts the calls to be made. */
 inline get() {
-#ifdef WITH_END
-#ifdef POSITION_BEFORE_CLOSED
-	atomic { wanted > 0 && LOCKABLE(SECTION_C) -> take(SECTION_C); seen = write_pos };
-	saw_end = IS_ENDED;
-#define IS_EMPTY (seen == read_pos)
-#else
-	atomic { wanted > 0 && LOCKABLE(SECTION_C) -> take(SECTION_C); saw_end = IS_ENDED };
-#define IS_EMPTY (write_pos == read_pos)
-#endif
-#else
-#define IS_EMPTY (write_pos == read_pos)
-#endif
 	if
 	:: atomic {
-		OPENED(!IS_EMPTY && listed == 0)
-		more = (LOADED_WRITE_POS != read_pos + 1);
+		wanted > 0 && LOCKABLE(SECTION_C) && read_pos != seen_write_pos ->
+		take(SECTION_C);
 		next_pos = read_pos + 1;
-		KEEP(LOADED_WRITE_POS);
-		seen = 0;
+		slept = waited;
+		waited = false;
 		CUT
 		push(CONSUME);                                          /* R2 consume */
 		CUT
@@ -396,77 +457,78 @@ inline get() {
 		wanted--
 	   };
 	   wake_behind_fence(PRODUCERS);
-#if defined(CACHED) && !defined(CHAIN_CACHED)
-	   more = (write_pos != next_pos);
-#endif
 #ifndef NO_CHAIN_CONSUMERS
-#ifdef NO_CHAIN_END
-	   chain(more, CONSUMERS)
-#else
-	   chain(more || saw_end, CONSUMERS)
+	   wake_next(slept && PASS_ON, CONSUMERS)
 #endif
-#endif
-#ifdef REDELIVERY
 	:: atomic {
-		OPENED(listed > 0)
-		more = (listed > 1 || !IS_EMPTY);
-		seen = 0;
+		wanted > 0 && LOCKABLE(SECTION_C) && read_pos == seen_write_pos && listed > 0 ->
+		take(SECTION_C);
+		next_pos = 0;
+		slept = waited;
+		waited = false;
 		CUT
 		push(UNLIST);                                           /* L2 pop */
 		CUT
 		push(UNLOCK(SECTION_C));
 		wanted--
 	   };
-	   chain(more, CONSUMERS)
-#endif
+	   wake_next(slept && PASS_ON, CONSUMERS)
 	:: atomic {
-		OPENED(IS_EMPTY && listed == 0 && saw_end)
+		wanted > 0 && LOCKABLE(SECTION_C) && read_pos == seen_write_pos && listed == 0 ->
+		take(SECTION_C);
+		seen = seen_write_pos;
+		next_pos = 0;
+		slept = false;
 		CUT
-		assert(write_pos == read_pos);
-		ended = true;
-		wanted = 0;
 		push(UNLOCK(SECTION_C))
 	   };
+	   park(CONSUMERS, SIDE_OF_PRODUCERS, write_pos, closed);
+	   if
+	   :: found != seen ->
+	      atomic {
+		LOCKABLE(SECTION_C) -> take(SECTION_C);
+#ifndef NOTE_STALE
+		if
+		:: seen_write_pos < found -> seen_write_pos = found
+		:: else
+		fi;
+#else
+		seen_write_pos = (seen_write_pos < seen + 1 -> seen + 1 : seen_write_pos);
+#endif
+		waited = true;
+		seen = 0;
+		found = 0;
+		over_there = false;
+		slept = false;
+		CUT
+		push(UNLOCK(SECTION_C))
+	      }
+	   :: atomic { found == seen && over_there -> told = true; assert(read_pos == seen && write_pos == seen) };
 #ifndef NO_CHAIN_END
-	   chain(true, CONSUMERS)
+	      wake_next(slept || OWES_END, CONSUMERS);
 #endif
-	:: atomic {
-		OPENED(IS_EMPTY && listed == 0 && !saw_end)
-		seen = read_pos;
-		more = false;
-		CUT
-		push(UNLOCK(SECTION_C))
-	   };
-	   wake_for_the_dead(PRODUCERS);
-#ifdef HAND_BACK
-	   wake(true, woken && SLEEPERS(CONSUMERS), CONSUMERS);
-	   woken = false;
-#endif
-	   park(CONSUMERS, SIDE_OF_PRODUCERS, (write_pos != seen || IS_LISTED || IS_ENDED))
+	      atomic {
+		wanted = 0; waited = false; seen = 0; found = 0; over_there = false; slept = false
+	      }
+	   :: atomic { found == seen && !over_there -> waited = true; seen = 0; found = 0; slept = false }
+	   fi
 	fi
 }
 
 /* What a call keeps to itself. */
 #define LOCALS \
-	byte wanted, seen, next_pos, plain; \
-	bool owner_died, looked, woken, more SAW_END
-#ifdef WITH_END
-#define SAW_END , saw_end
-#else
-#define SAW_END
-#endif
+	byte wanted, seen, found, next_pos, plain; \
+	bool owner_died, looked, waited, slept, over_there, last
 
 inline forget() {
-	wanted = 0; seen = 0; next_pos = 0; plain = 0;
-	owner_died = false; looked = false; woken = false; more = false;
-#ifdef WITH_END
-	saw_end = false;
-#endif
+	wanted = 0; seen = 0; found = 0; next_pos = 0; plain = 0;
+	owner_died = false; looked = false; waited = false; slept = false;
+	over_there = false; last = false;
 	asleep[me] = 0; expired[me] = false
 }
 
 inline finish() {
-	atomic { wanted == 0 && DRAINED(me) -> done[me] = true }
+	atomic { wanted == 0 && DRAINED(me) -> done[me] = true; slept = false; next_pos = 0 }
 }
 
 /* Nothing moves: everyone is gone, done, or asleep without a token or a slice that ran out. */
@@ -498,7 +560,7 @@ proctype monitor() {
 #ifdef NO_SLICE
 		assert(false);
 #endif
-		assert(rounds < deaths + stops);
+		assert(rounds < deaths + stops + returns);
 		rounds++;
 		expire(0); expire(1); expire(2); expire(3); expire(4); expire(5)
 	   }
