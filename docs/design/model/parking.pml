@@ -304,18 +304,15 @@ end_asleep:
 /* N2 leave: the mark, the count and the end in one section; then the end for the producers in
  * theirs; then the block is freed. */
 inline leave_ring(p) {
+#ifdef FREE_BEFORE_CLOSE
+	atomic { push(GONE(p)) };
+#endif
 	atomic {
 		LOCKABLE(SECTION_P) -> take(SECTION_P);
 		CUT
-#ifndef COUNT_WITHOUT_LEAVING
 		push(DETACH(p));                                        /* N2 leave */
-#endif
 		CUT
-#ifdef COUNT_WITHOUT_LEAVING
-		last = ((present & ~(1 << (p))) == 0);
-#else
 		last = ((attached & ~(1 << (p))) == 0);
-#endif
 		if
 		:: last -> push(CLOSE)                                  /* E1 end */
 		:: else
@@ -510,7 +507,16 @@ inline get() {
 	      atomic {
 		wanted = 0; waited = false; seen = 0; found = 0; over_there = false; slept = false
 	      }
-	   :: atomic { found == seen && !over_there -> waited = true; seen = 0; found = 0; slept = false }
+#ifdef HAND_BACK
+	   :: found == seen && !over_there ->
+	      wake_next(slept, CONSUMERS);
+	      atomic { waited = true; seen = 0; found = 0; slept = false }
+#else
+	   :: atomic {
+		found == seen && !over_there ->
+		waited = true; seen = 0; found = 0; slept = false
+	      }
+#endif
 	   fi
 	fi
 }
