@@ -146,7 +146,7 @@ CONFIGURATIONS: list[Configuration] = [
     *_both(
         "park.ends",
         "park",
-        f"NP=1 NC=2 PUTS=2 GETS=2 CAPACITY=1 MAX_DEATHS=1 {_PARK}",
+        f"NP=1 NC=2 PUTS=2 GETS=1 CAPACITY=1 MAX_DEATHS=1 {_PARK}",
         Search.CYCLES,
     ),
     *_both(
@@ -185,11 +185,7 @@ CONFIGURATIONS: list[Configuration] = [
     ),
     # The end of a ring.
     *_both("close.detach", "close", f"NP=1 NC=2 PUTS=1 GETS=9 CAPACITY=1 {_CLOSE}"),
-    Configuration(
-        "close.three.section",
-        "close",
-        f"NP=1 NC=3 PUTS=1 GETS=9 CAPACITY=1 {_CLOSE} SECTION_PARK",
-    ),
+    *_both("close.three", "close", f"NP=1 NC=3 PUTS=1 GETS=9 CAPACITY=1 {_CLOSE}", long=True),
     *_both("close.enough", "close", f"NP=1 NC=2 PUTS=1 GETS=1 CAPACITY=1 {_CLOSE}"),
     *_both("close.drain", "close", f"NP=1 NC=1 PUTS=2 GETS=9 CAPACITY=1 CLOSER {_CLOSE}"),
     *_both("close.full", "close", f"NP=2 NC=1 PUTS=2 GETS=1 CAPACITY=1 CLOSER {_CLOSE}"),
@@ -300,10 +296,11 @@ MUTANTS: list[Mutant] = [
     Mutant("sizes.mixed", "SLICES=0 PASS_ON"),
     Mutant("sizes.ends", "PASS_ON_ALWAYS"),
     Mutant("close.drain.fence", "POSITION_BEFORE_CLOSED"),
-    Mutant("close.three.section", "END_ONLY_FROM_SLEEP"),
     Mutant("close.drain.fence", "CLOSE_OUTSIDE_P"),
     Mutant("close.detach.fence", "NO_FENCE_POSTER"),
     Mutant("close.detach.fence", "NO_CHAIN_END"),
+    Mutant("close.detach.fence", "END_ONLY_FROM_SLEEP"),
+    Mutant("close.detach.section", "END_ONLY_FROM_SLEEP"),
     Mutant("close.enough.fence", "NO_CHAIN_END"),
     Mutant("close.detach.fence", "NO_DETACH_POST"),
     Mutant("close.full.fence", "CLOSE_WAKES_CONSUMERS_ONLY"),

@@ -461,15 +461,14 @@ inline get() {
 		wanted > 0 && LOCKABLE(SECTION_C) && read_pos == seen_write_pos && listed > 0 ->
 		take(SECTION_C);
 		next_pos = 0;
-		slept = waited;
+		slept = false;
 		waited = false;
 		CUT
 		push(UNLIST);                                           /* L2 pop */
 		CUT
 		push(UNLOCK(SECTION_C));
 		wanted--
-	   };
-	   wake_next(slept && PASS_ON, CONSUMERS)
+	   }                                                            /* which does not pass on */
 	:: atomic {
 		wanted > 0 && LOCKABLE(SECTION_C) && read_pos == seen_write_pos && listed == 0 ->
 		take(SECTION_C);
