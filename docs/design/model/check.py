@@ -189,7 +189,7 @@ CONFIGURATIONS: list[Configuration] = [
     *_both("close.enough", "close", f"NP=1 NC=2 PUTS=1 GETS=1 CAPACITY=1 {_CLOSE}"),
     *_both("close.drain", "close", f"NP=1 NC=1 PUTS=2 GETS=9 CAPACITY=1 CLOSER {_CLOSE}"),
     *_both("close.full", "close", f"NP=2 NC=1 PUTS=2 GETS=1 CAPACITY=1 CLOSER {_CLOSE}"),
-    *_both("close.many", "close", f"NP=1 NC=2 PUTS=1 GETS=9 CAPACITY=1 CLOSER {_CLOSE}"),
+    *_both("close.many", "close", f"NP=1 NC=2 PUTS=1 GETS=9 CAPACITY=1 CLOSER {_CLOSE}", long=True),
     *_both("close.kill", "close", f"NP=1 NC=2 PUTS=1 GETS=9 CAPACITY=1 MAX_DEATHS=1 {_CLOSE}"),
     *_both("close.kill2", "close", f"NP=2 NC=1 PUTS=1 GETS=9 CAPACITY=2 MAX_DEATHS=2 {_CLOSE}"),
     *_both(
@@ -440,9 +440,8 @@ def search(run: Run, *, memory: int, want_trail: bool) -> Outcome:
         cycles = configuration.search is Search.CYCLES
         build = ["-DNP", "-DNOFAIR"] if cycles else ["-DSAFETY", "-DNOFAIR"]
         build += ["-DCOLLAPSE", "-DVECTORSZ=1024", f"-DMEMLIM={memory}"]
-        # Deaths make a search large. A small one, or a mutant's, takes less time than its build.
-        large = run.mutation is None and re.search("MAX_|NC=3", configuration.flags)
-        level = "-O1" if large or configuration.long else "-O0"
+        # A mutant's search takes less time than its build.
+        level = "-O0" if run.mutation else "-O1"
         call(["gcc", level, "-w", *build, "-o", "pan", "pan.c"], directory)
         started = time.monotonic()
         done = subprocess.run(

@@ -23,8 +23,8 @@
 #define MAX_STOPS 0
 #endif
 
-#define SECTION_P 0     /* guards the producers' side: write_pos, write_count, closed, attached */
-#define SECTION_C 1     /* guards the consumers' side: read_pos, read_count, redelivery list */
+#define SECTION_P 0     /* guards what producers change */
+#define SECTION_C 1     /* guards what consumers change */
 
 byte gone[N];
 bool done[N];
@@ -54,7 +54,7 @@ byte buffer2[N];
 #define STUCK(s) (owner[s] != 0 && gone[owner[s] - 1] >= STOPPED && DRAINED(owner[s] - 1))
 
 /* Take a section: `atomic { LOCKABLE(s) -> take(s); ... }`. Sets owner_died to what EOWNERDEAD
- * would say. If this owner dies during the repair, the next one inherits again. */
+ * would say. Nobody repairs anything then; a lease that was broken off is found by its record. */
 #ifdef UNGUARDED
 #define LOCKABLE(s) DRAINED(me)
 #else

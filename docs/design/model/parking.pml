@@ -195,13 +195,12 @@ inline wake(READY, LOOK, place) {
 
 /* What a look at the other side finds: its position, and whether the end has come. In its section
  * they are read together; with fences the end is read first. */
-#ifndef WITH_END
-#define READ_END(ENDED) skip;
-#define READ_POSITION(POSITION) atomic { found = (POSITION) };
-#else
+#ifdef WITH_END
 #define READ_END(ENDED) atomic { over_there = (ENDED) };
-#define READ_POSITION(POSITION) atomic { found = (POSITION) };
+#else
+#define READ_END(ENDED)
 #endif
+#define READ_POSITION(POSITION) atomic { found = (POSITION) };
 #if defined(POSITION_BEFORE_CLOSED)
 #define NOTE_FOUND(POSITION, ENDED)
 #define FIND(POSITION, ENDED) READ_POSITION(POSITION) READ_END(ENDED)
@@ -221,7 +220,6 @@ inline park(place, SECTION, POSITION, ENDED) {
 #define RECHECK(CONDITION) \
 	LOCKABLE(SECTION) && (CONDITION) -> take(SECTION); push(ANNOUNCE(place)); CUT
 #define RECHECKED push(UNLOCK(SECTION))
-#define RETIRE_AGAIN push_retire(place);
 #else
 #ifdef PLAIN_ANNOUNCE
 	atomic { FENCE -> plain = sleepers[place] };
@@ -231,7 +229,6 @@ inline park(place, SECTION, POSITION, ENDED) {
 #endif
 #define RECHECK(CONDITION) SLEEPER_FENCE && (CONDITION) ->
 #define RECHECKED
-#define RETIRE_AGAIN push_retire(place);
 #endif
 #ifdef NO_RECHECK
 #define UNMOVED true
@@ -240,7 +237,7 @@ inline park(place, SECTION, POSITION, ENDED) {
 #endif
 	if
 #ifndef NO_RECHECK
-	:: atomic { RECHECK(!UNMOVED) RETIRE_AGAIN NOTE_FOUND(POSITION, ENDED) RECHECKED }
+	:: atomic { RECHECK(!UNMOVED) push_retire(place); NOTE_FOUND(POSITION, ENDED) RECHECKED }
 #endif
 	:: atomic { RECHECK(UNMOVED) asleep[me] = 1 + place; RECHECKED };       /* P2 recheck */
 end_asleep:

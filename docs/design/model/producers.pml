@@ -11,7 +11,6 @@
  *   sweep    for each block of the dead, PRODUCER or LEAVING: leave
  */
 #define N (NP + NS)
-#define SLOTS NP
 #include "common.pml"
 
 #define PRODUCER 1
