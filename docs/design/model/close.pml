@@ -15,7 +15,7 @@
 #include "common.pml"
 
 /* The end as the monitor sees it: the attached who died count as gone. */
-#define HOLDS_OPEN(p) ((p) < NP && (attached & (1 << (p))) != 0 && gone[(p) % N] != DEAD)
+#define HOLDS_OPEN(p) ((p) < NP && (present & (1 << (p))) != 0 && gone[(p) % N] != DEAD)
 #define END_DUE (closed || !(HOLDS_OPEN(0) || HOLDS_OPEN(1)))
 
 inline final_checks() {
