@@ -21,22 +21,28 @@ __all__ = ["Attachment", "Claim", "Lease"]
 class _Loan:
     """A view for the time of a ``with`` block, which belongs to one process."""
 
-    __slots__ = ("_pid", "_view")
+    __slots__ = ("_abort", "_pid", "_take", "_view")
 
-    def __init__(self) -> None:
+    def __init__(self, take: Callable[[], memoryview], abort: Callable[[], None]) -> None:
         self._pid = 0
         self._view = memoryview(b"")
+        self._take, self._abort = take, abort
 
-    def _lend(self, view: memoryview) -> memoryview:
-        self._pid, self._view = os.getpid(), view
-        return view
-
-    def _begin(self) -> None:
+    def __enter__(self) -> memoryview:
         if self._pid:
             raise BusyError(
                 f"{type(self).__name__.lower()} is for one with block, and was entered before; "
                 "ask the ring for another"
             )
+        try:
+            self._view = self._take()
+            self._pid = os.getpid()
+            return self._view
+        except BaseException:
+            self._view = memoryview(b"")
+            self._pid = 0
+            self._abort()
+            raise
 
     def _take_back(self) -> Any:
         """End the view; return what it showed if another view does so still, else ``None``."""
@@ -54,7 +60,7 @@ class Claim(_Loan):
     Its ``with`` block gives the room as a writable memoryview.
     """
 
-    __slots__ = ("_abort", "_commit", "_take")
+    __slots__ = ("_commit",)
 
     def __init__(
         self,
@@ -62,12 +68,8 @@ class Claim(_Loan):
         commit: Callable[[], None],
         abort: Callable[[], None],
     ) -> None:
-        super().__init__()
-        self._take, self._commit, self._abort = take, commit, abort
-
-    def __enter__(self) -> memoryview:
-        self._begin()
-        return self._lend(self._take())
+        super().__init__(take, abort)
+        self._commit = commit
 
     def __exit__(
         self,
@@ -77,17 +79,25 @@ class Claim(_Loan):
     ) -> None:
         if self._pid != os.getpid():  # forked since: it is the parent's
             return
-        alive = self._take_back() is not None
-        if kind is not None or alive:
+        window = self._take_back()
+        if window is not None:
+            # Freed with the last of them: who writes through one must not hit another's block.
+            weakref.finalize(window, _in_process, self._abort, self._pid).atexit = False
+            if kind is None:
+                raise BusyError(
+                    "claim cannot be committed under its views: slices or arrays over it are "
+                    "alive, so it was aborted; release them (memoryview.release, del array) "
+                    "inside the with block"
+                )
+            return
+        try:
+            if kind is None:
+                self._commit()
+                return
+        except BaseException:
             self._abort()
-        else:
-            self._commit()
-        if kind is None and alive:
-            raise BusyError(
-                "claim cannot be committed under its views: slices or arrays over it are alive, "
-                "so it was aborted; release them (memoryview.release, del array) inside the with "
-                "block"
-            )
+            raise
+        self._abort()
 
 
 class Lease(_Loan):
@@ -96,15 +106,16 @@ class Lease(_Loan):
     Its ``with`` block gives the record as a read-only memoryview.
     """
 
-    __slots__ = ("_free", "_take")
+    __slots__ = ("_free",)
 
-    def __init__(self, take: Callable[[], memoryview], free: Callable[[], None]) -> None:
-        super().__init__()
-        self._take, self._free = take, free
-
-    def __enter__(self) -> memoryview:
-        self._begin()
-        return self._lend(self._take())
+    def __init__(
+        self,
+        take: Callable[[], memoryview],
+        free: Callable[[], None],
+        give_back: Callable[[], None],
+    ) -> None:
+        super().__init__(take, give_back)
+        self._free = free
 
     def __exit__(
         self,
@@ -118,7 +129,7 @@ class Lease(_Loan):
         if window is None:
             self._free()
             return
-        weakref.finalize(window, _free_own, self._free, self._pid).atexit = False
+        weakref.finalize(window, _in_process, self._free, self._pid).atexit = False
         if kind is None:
             raise BusyError(
                 "lease cannot end under its views: slices or arrays over the record are alive, and "
@@ -127,9 +138,9 @@ class Lease(_Loan):
             )
 
 
-def _free_own(free: Callable[[], None], pid: int) -> None:
+def _in_process(end: Callable[[], None], pid: int) -> None:
     if pid == os.getpid():
-        free()
+        end()
 
 
 class Attachment:

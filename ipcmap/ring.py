@@ -10,15 +10,17 @@ from typing import Any, SupportsIndex
 
 from ipcmap._core import reference_ring as engine
 from ipcmap._core import ring_layout as at
-from ipcmap._core.layout import Kind
 from ipcmap._core.reference_allocator import Cell
+from ipcmap._core.reference_ring_blocks import Hand
 from ipcmap._core.reference_ring_waiting import DONE, Damaged
 from ipcmap._core.reference_sections import Reentered
 from ipcmap._deadline import Deadline
 from ipcmap.arena import Arena
+from ipcmap.errors import CorruptError, StaleHandle
 from ipcmap.loans import Attachment, Claim, Lease
 from ipcmap.pages import byte_count
 from ipcmap.ring_handle import RingHandle, bytes_of
+from ipcmap.structure import free_quietly
 
 __all__ = ["Ring", "RingStatistics"]
 
@@ -167,26 +169,24 @@ class Ring(RingHandle):
         length = byte_count("nbytes", nbytes)
         if length < 0:
             raise ValueError(f"length must not be negative: nbytes={length}")
-        cells: list[Cell] = []
+        hand = Hand.empty()
         scratch: list[bytearray] = []
 
         def take() -> memoryview:
             if length <= self._inline:
                 scratch.append(bytearray(length))
                 return memoryview((ctypes.c_ubyte * length).from_buffer(scratch[0])).cast("B")
-            cells.append(self._take_block(length))
-            return self._view_of(cells[0])
+            return self._view_of(self._take_block(length, hand))
 
         def commit() -> None:
             if scratch:
                 self._put(memoryview(scratch.pop()), Deadline(timeout))
             else:
-                self._put_block(cells.pop(), Deadline(timeout))
+                self._put_block(hand.cells[0], Deadline(timeout))
 
         def abort() -> None:
             scratch.clear()
-            while cells:
-                self._core.free_own(cells.pop())
+            self._core.give_back(hand)
 
         return Claim(take, commit, abort)
 
@@ -210,12 +210,18 @@ class Ring(RingHandle):
             Traceback (most recent call last):
             ipcmap.errors.ClosedError: ...
         """
+        self._check()
         with self._telling():
             cell = self._core.attach(_FOR_EVER)
         if cell is None:
             raise self._closed()
 
         def leave() -> None:
+            try:
+                self._check()
+            except StaleHandle:
+                self._core.forget(cell)
+                return
             with self._telling():
                 self._core.detach(cell, _FOR_EVER)
 
@@ -245,7 +251,7 @@ class Ring(RingHandle):
                 return record
             if isinstance(record, Cell):
                 return self._unloaded(record)
-        return self._unloaded(self._wait_for(self._core.get, Kind.RECORD, Deadline(timeout)))
+        return self._unloaded(self._wait_for(self._core.get, Deadline(timeout)))
 
     def get_many(
         self, max_records: SupportsIndex | None = None, timeout: float | None = None
@@ -269,7 +275,7 @@ class Ring(RingHandle):
         def attempt(deadline: Deadline) -> list[bytes | Cell] | int:
             return self._core.get_many(most, deadline)
 
-        taken = self._wait_for(attempt, Kind.RECORD, Deadline(timeout))
+        taken = self._wait_for(attempt, Deadline(timeout))
         if isinstance(taken, list):
             return [self._unloaded(record) for record in taken]
         return [self._unloaded(taken)]
@@ -293,21 +299,32 @@ class Ring(RingHandle):
             ...     bytes(view[8:])
             b'frame'
         """
-        cells: list[Cell] = []
+        hand = Hand.empty()
+        leased: list[Cell] = []
 
         def take() -> memoryview:
-            cells.append(self._lease(Deadline(timeout)))
-            return self._view_of(cells[0]).toreadonly()
+            leased.append(self._lease(hand, Deadline(timeout)))
+            try:
+                return self._view_of(leased[0]).toreadonly()
+            except CorruptError:  # nobody can have it
+                free()
+                raise
 
         def free() -> None:
-            self._core.free_own(cells.pop())
+            free_quietly(self._allocator, leased.pop())
+            hand.cells.clear()
 
-        return Lease(take, free)
+        def give_back() -> None:
+            leased.clear()
+            self._core.give_back(hand)
+
+        return Lease(take, free, give_back)
 
     # Facts and the end
 
     def __len__(self) -> int:
         """Return how many records are to come; it may be stale at once."""
+        self._check()
         with self._telling():
             gets, puts = self._core.counts(_FOR_EVER)
             return puts - gets + self._core.count_returned()
@@ -346,7 +363,11 @@ class Ring(RingHandle):
 
         Whoever waits in a :meth:`put` gets :class:`ClosedError`, and so does whoever
         finds nothing left in a :meth:`get`.
+
+        Raises:
+            StaleHandle: The ring was destroyed.
         """
+        self._check()
         with self._telling():
             self._core.close(_FOR_EVER)
 
@@ -361,10 +382,7 @@ class Ring(RingHandle):
             BusyError: A signal handler interrupted a change of the ring or its arena.
             StaleHandle: It was destroyed before.
         """
-        self._check()
-        with self._telling():
-            self._core.close(_FOR_EVER)
-            self._core.discard(_FOR_EVER)
+        self.close()
         super().destroy()
 
     def __repr__(self) -> str:

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from ipcmap._core import ring_layout as at
 from ipcmap._core.layout import Kind
 from ipcmap._core.reference_allocator import Cell
-from ipcmap._core.reference_ring_blocks import NO_SLOT, Place, TooSmall
+from ipcmap._core.reference_ring_blocks import NO_SLOT, Hand, Place, TooSmall
 from ipcmap._core.reference_ring_producers import RingProducers
 from ipcmap._core.reference_ring_waiting import CLOSED, DONE, Damaged, Side, Stalled
 from ipcmap._core.reference_sections import Reentered
@@ -50,6 +50,7 @@ class RingHandle(Structure):
     # Waiting
 
     def _put(self, data: bytes | memoryview, deadline: Deadline) -> None:
+        self._check()  # before a block is taken, perhaps where the ring was
         if len(data) > self._inline:
             self._put_large(data, deadline)
         else:
@@ -59,6 +60,7 @@ class RingHandle(Structure):
         self, batch: list[bytes | memoryview], begin: int, end: int, deadline: Deadline
     ) -> int:
         """Put the records of a batch from ``begin`` on, none of which needs a block."""
+        self._check()
         records, done = batch[begin:end], 0
         try:
             with self._telling(queue.Full):
@@ -73,21 +75,18 @@ class RingHandle(Structure):
         return end
 
     def _put_large(self, data: bytes | memoryview, deadline: Deadline) -> None:
-        cell = self._take_block(len(data))
+        hand = Hand.empty()
         try:
+            cell = self._take_block(len(data), hand)
             self._core.record_in(cell)[:] = data
             self._put_block(cell, deadline)
         except BaseException:
-            self._core.give_back(cell)
+            self._core.give_back(hand)
             raise
 
     def _put_block(self, cell: Cell, deadline: Deadline) -> None:
         core = self._core
-        try:
-            self._offer(lambda: core.put_block(cell, deadline), core.need_of_block, deadline)
-        except BaseException:
-            core.give_back(cell)
-            raise
+        self._offer(lambda: core.put_block(cell, deadline), core.need_of_block, deadline)
 
     def _offer(self, attempt: Callable[[], int], need: int, deadline: Deadline) -> None:
         with self._telling(queue.Full):
@@ -95,10 +94,16 @@ class RingHandle(Structure):
                 self._wait(self._core.producers, outcome, deadline, need)
 
     def _wait_for(
-        self, attempt: Callable[[Deadline], Result | int], kind: int, deadline: Deadline
+        self,
+        attempt: Callable[[Deadline], Result | int],
+        deadline: Deadline,
+        hand: Hand | None = None,
     ) -> Result | Cell:
         """Return what an attempt takes, or a record that a dead holder had leased."""
+        self._check()
         core, waited = self._core, False
+        taken: Result | Cell | int
+        kind = Kind.LEASED if hand else Kind.RECORD
         with self._telling(queue.Empty):
             while True:
                 taken = attempt(deadline)
@@ -107,9 +112,10 @@ class RingHandle(Structure):
                 if taken == NO_SLOT:
                     core.claim_slot()
                     continue
-                returned = core.take_returned(kind, deadline)
+                returned = core.take_returned(kind, hand, deadline)
                 if returned:
-                    return returned
+                    taken = returned
+                    break
                 self._wait(core.consumers, taken, deadline)
                 waited = True
             if waited:
@@ -121,41 +127,40 @@ class RingHandle(Structure):
         core = self._core
         if outcome >= 0:
             outcome = core.wait(side, outcome, deadline, need)
+        self._check()
         if outcome == CLOSED:
             # The end for a consumer, unless somebody died with a record in hand.
-            if side is core.consumers and self._arena.sweep() and core.count_returned():
-                return
-            self._check()
+            if side is core.consumers:
+                self._arena.sweep()
+                if core.count_returned():
+                    return
             raise self._closed()
         if outcome != DONE:
-            self._check()
             self._arena._sweep_if_due()
             if not deadline.remaining():
                 raise Stalled
 
-    def _lease(self, deadline: Deadline) -> Cell:
+    def _lease(self, hand: Hand, deadline: Deadline) -> Cell:
+        """Take a record as a block of one's own; whatever is raised, ``hand`` is to be given back."""
         copy: Cell | None = None
-        touched: list[Cell] = []
 
         def attempt(deadline: Deadline) -> Cell | TooSmall | int:
-            return self._core.lease(copy, touched, deadline)
+            return self._core.lease(copy, hand, deadline)
 
-        try:
-            while True:
-                taken: Cell | TooSmall = self._wait_for(attempt, Kind.LEASED, deadline)
-                if copy and taken != copy._replace(kind=Kind.LEASED):
-                    self._core.give_back(copy)
-                if isinstance(taken, Cell):
-                    return taken
-                copy = self._arena._allocate(taken.nbytes, Kind.RECORD)
-        except BaseException:
-            for cell in [*touched, *filter(None, [copy])]:
-                self._core.give_back(cell)
-            raise
+        while True:
+            taken: Cell | TooSmall = self._wait_for(attempt, deadline, hand)
+            if copy and taken != copy._replace(kind=Kind.LEASED):
+                self._core.free_own(copy)
+            if isinstance(taken, Cell):
+                return taken
+            copy = self._take_block(taken.nbytes - at.BLOCK_HEADER, hand)
 
     # Blocks
 
-    def _take_block(self, nbytes: int) -> Cell:
+    def _contents(self) -> list[Cell]:
+        return self._core.contents() if hasattr(self, "_core") else []
+
+    def _take_block(self, nbytes: int, hand: Hand) -> Cell:
         """Allocate a block for a record, and say in it whose it will be."""
         try:
             cell = self._arena._allocate(at.BLOCK_HEADER + nbytes, Kind.RECORD)
@@ -168,7 +173,8 @@ class RingHandle(Structure):
                 f"limit={self._arena.limit}; make the ring in a larger one "
                 "(Ring(arena=Arena(limit, reserve=...))), or send the record in parts"
             ) from error
-        self._core.address_block(cell, 0, nbytes)
+        self._core.address_block(cell, 0, nbytes, hand.call)
+        hand.cells.append(cell)
         return cell
 
     def _unloaded(self, record: bytes | Cell) -> bytes:

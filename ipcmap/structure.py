@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import os
 import weakref
+from collections.abc import Iterable
 from typing import Any, ClassVar, Self
 
 from ipcmap._core.reference_allocator import Allocator, Cell
 from ipcmap.arena import Arena, default_arena, inherited_arena
 from ipcmap.errors import BusyError, IpcmapError
 
-__all__ = ["Structure"]
+__all__ = ["Structure", "free_quietly"]
 
 
 class Structure:
@@ -45,7 +46,7 @@ class Structure:
         arena = arena or default_arena()
         while _left_behind:
             allocator, cell = _left_behind.pop()
-            _free(allocator, cell)
+            free_quietly(allocator, cell)
         cell = arena._allocate(nbytes, self._kind)
         self._place(arena, cell)
         self._memory[:zeroed] = bytes(zeroed)
@@ -63,6 +64,10 @@ class Structure:
     def _attach(self) -> None:
         """Make the rest of a handle whose block is there: a part of every subclass."""
         raise NotImplementedError
+
+    def _contents(self) -> Iterable[Cell]:
+        """Name the blocks that end with this one, when nobody uses it any more."""
+        return ()
 
     @classmethod
     def _restored(cls, arena_id: int, offset: int, generation: int) -> Self:
@@ -90,6 +95,8 @@ class Structure:
             BusyError: A signal handler interrupted a change of the arena.
             StaleHandle: It was destroyed before.
         """
+        for cell in self._contents():
+            free_quietly(self._allocator, cell)
         self._allocator.free(self._cell)
         self._maker = 0
 
@@ -105,7 +112,9 @@ class Structure:
 
     def __del__(self) -> None:
         if getattr(self, "_maker", 0) == os.getpid():
-            _free(self._allocator, self._cell)
+            for cell in self._contents():
+                free_quietly(self._allocator, cell)
+            free_quietly(self._allocator, self._cell)
 
 
 # What this process made and nobody else can have yet; and blocks that a finalizer
@@ -114,7 +123,8 @@ _unshared: weakref.WeakSet[Structure] = weakref.WeakSet()
 _left_behind: list[tuple[Allocator, Cell]] = []
 
 
-def _free(allocator: Allocator, cell: Cell) -> None:
+def free_quietly(allocator: Allocator, cell: Cell) -> None:
+    """Free a block, later where a finalizer interrupted a change of its arena."""
     try:
         allocator.free(cell)
     except BusyError:

@@ -60,7 +60,6 @@ from errno import EBUSY, EOWNERDEAD
 from ipcmap._core import reference_parking as parking
 from ipcmap._core import reference_sections as sections
 from ipcmap._core import ring_layout as at
-from ipcmap._core.layout import Kind
 from ipcmap._core.reference_allocator import Cell
 from ipcmap._core.reference_ring_blocks import NO_SLOT, RingBlocks
 from ipcmap._core.reference_ring_waiting import CLOSED, DONE
@@ -127,7 +126,7 @@ class RingCore(RingBlocks):
             write_pos = words[WRITE_POS]
             end = write_pos + (length + 15 & -8)
             index = write_pos & self._mask
-            if end > words[ROOM_END] or index + length >= self.capacity:
+            if end > words[ROOM_END] or index + length > self._last:
                 return CLOSED if words[at.CLOSED] else int(words[at.SEEN_READ_POS])
             first = FIRST_RECORD + (index >> 3)
             stub = words[first] & NUMBER_BITS
@@ -240,12 +239,3 @@ class RingCore(RingBlocks):
         words = self._words
         takeovers = words[at.PRODUCERS_TAKEOVERS] + words[at.CONSUMERS_TAKEOVERS]
         return self.backlog(), words[PRODUCERS_SLEEPING], words[CONSUMERS_SLEEPING], takeovers
-
-    def discard(self, deadline: Deadline) -> None:
-        """Free the blocks of records that nobody will take."""
-        self._place.slot()
-        while not isinstance(record := self.get(deadline), int):
-            if isinstance(record, Cell):
-                self.free_own(record)
-        while cell := self.take_returned(Kind.RECORD, deadline):
-            self.free_own(cell)

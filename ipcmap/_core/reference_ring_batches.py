@@ -131,7 +131,7 @@ class RingBatches(RingCore):
                 if not owner:
                     outcome = NO_SLOT
                     break
-                taken.append(self._retag(index, header, owner, Kind.RECORD))
+                taken.append(self._retag(index, header, owner, Kind.RECORD, 0))
                 read_pos = after
             else:
                 before = len(taken)

@@ -16,6 +16,8 @@ Shared fields, all in the consumers' section
   lease_offset, lease_generation   the block into which a lease copies an inline record
   tag        of a block in the ring (reference_allocator), stored here without the
              allocator's section: nobody else may change it while the ring owns it
+  call       of a block in hand: which call has it, as the threads of a process share
+             its slot; a number that no other call of the process has, 0 = a get
 
 Sync points, each at both of its ends
   B1 tag     producer: allocates the block (A1 of reference_allocator)
@@ -41,6 +43,7 @@ If a process dies (or a signal handler raises)
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -58,8 +61,11 @@ from ipcmap._core.reference_ring_waiting import (
 )
 from ipcmap._core.reference_sections import Reentered, inside
 from ipcmap._deadline import Deadline
+from ipcmap.errors import BusyError
 
-__all__ = ["NO_SLOT", "Place", "RingBlocks", "TooSmall"]
+__all__ = ["NO_SLOT", "Hand", "Place", "RingBlocks", "TooSmall"]
+
+_calls = itertools.count(1)
 
 
 class Place(NamedTuple):
@@ -70,6 +76,18 @@ class Place(NamedTuple):
     slot: Callable[[], int]  # this process's, claimed if it has none
     known: Callable[[], int]  # the same, 0 = none
     cell: Cell
+
+
+class Hand(NamedTuple):
+    """What one call has in hand, or may have: to be given back if it is broken off."""
+
+    call: int
+    cells: list[Cell]
+
+    @classmethod
+    def empty(cls) -> Hand:
+        """Return that of a call which has nothing yet."""
+        return cls(next(_calls), [])
 
 
 class TooSmall(NamedTuple):
@@ -150,22 +168,25 @@ class RingBlocks(RingWaiting):
             owner = self._place.known()
             if not owner:
                 return NO_SLOT, self._words[at.READ_POS]
-            return self._retag(index, header, owner, Kind.RECORD), after
+            return self._retag(index, header, owner, Kind.RECORD, 0), after
         begin = at.RECORDS + at.HEADER + index
         return self._memory[begin : begin + (header & at.LENGTH_MASK)].tobytes(), after
 
-    def _retag(self, index: int, header: int, owner: int, kind: int) -> Cell:
+    def _retag(self, index: int, header: int, owner: int, kind: int, call: int) -> Cell:
         """Put one's own tag on the block that a record names."""
         cell = self._named(index, header)
         if cell:
             cell = self._place.allocator.pass_on(cell, owner, kind)  # B2 retag
         if not cell:
             raise Damaged(f"record names no block: index={index}, header={header:#x}")
+        self._block(cell)[at.B_CALL] = call
         return cell
 
     def _named(self, index: int, header: int) -> Cell | None:
         """Return the handle in a record, if that is what it is."""
         if header & (at.KIND_BITS | at.LENGTH_MASK) != at.BLOCK | 2 * WORD:
+            return None
+        if index + self.need_of_block > self.capacity:
             return None
         first = at.FIRST_RECORD + (index >> 3)
         return Cell(self._words[first + 1], 0, self._words[first + 2], Kind.RECORD)
@@ -181,26 +202,24 @@ class RingBlocks(RingWaiting):
 
     # Leases
 
-    def lease(
-        self, copy: Cell | None, touched: list[Cell], deadline: Deadline
-    ) -> Cell | TooSmall | int:
+    def lease(self, copy: Cell | None, hand: Hand, deadline: Deadline) -> Cell | TooSmall | int:
         """Take the oldest record as a block of one's own.
 
         Args:
             copy: A block of one's own into which an inline record is copied.
-            touched: Gets the block that the record names, before anything is changed.
+            hand: Gets the block that the record names, before anything is changed.
             deadline: When to stop waiting for the section.
 
         Returns:
             The block, LEASED: ``copy``, or the record's own; or what ``get`` returns.
         """
         self._place.slot()
-        leased, sleepers = inside(self._consumers_section, deadline, self._lease, copy, touched)
+        leased, sleepers = inside(self._consumers_section, deadline, self._lease, copy, hand)
         if sleepers:
             parking.wake(self._producers_parking)  # P6 post
         return leased
 
-    def _lease(self, copy: Cell | None, touched: list[Cell]) -> tuple[Cell | TooSmall | int, int]:
+    def _lease(self, copy: Cell | None, hand: Hand) -> tuple[Cell | TooSmall | int, int]:
         words, owner = self._words, self._place.known()
         read_pos, seen = words[at.READ_POS], words[at.SEEN_WRITE_POS]
         index, header, after = self._next_record(read_pos, seen)
@@ -210,12 +229,12 @@ class RingBlocks(RingWaiting):
             words[at.READ_POS] = after  # R2 consume
             return seen, words[at.PRODUCERS_SLEEPING]
         if header & at.KIND_BITS == at.BLOCK:
-            touched += filter(None, [self._named(index, header)])
-            leased = self._retag(index, header, owner, Kind.LEASED)
+            hand.cells.extend(filter(None, [self._named(index, header)]))
+            leased = self._retag(index, header, owner, Kind.LEASED, hand.call)
         elif copy is None or copy.nbytes < at.BLOCK_HEADER + length:
             return TooSmall(at.BLOCK_HEADER + length), 0
         else:
-            self.address_block(copy, after, length)
+            self.address_block(copy, after, length, hand.call)
             begin, target = at.RECORDS + at.HEADER + index, copy.offset + at.BLOCK_HEADER
             self._place.memory[target : target + length] = self._memory[begin : begin + length]
             words[at.LEASE_OFFSET], words[at.LEASE_GENERATION] = copy.offset, copy.generation
@@ -226,25 +245,35 @@ class RingBlocks(RingWaiting):
         words[at.READ_POS] = after  # R2 consume
         return leased, words[at.PRODUCERS_SLEEPING]  # P5 look
 
-    def take_returned(self, kind: int, deadline: Deadline) -> Cell | None:
+    def take_returned(self, kind: int, hand: Hand | None, deadline: Deadline) -> Cell | None:
         """Take the oldest record that a dead holder had leased, as a block of this kind."""
         if not self._words[at.RETURNED]:
             return None
         self._place.slot()
         found = self._returned()
-        return inside(self._consumers_section, deadline, self._pop, found, kind)
+        return inside(self._consumers_section, deadline, self._pop, found, kind, hand)
 
     def _returned(self) -> list[Cell]:
         """Find the RETURNED blocks of this ring, oldest first."""
-        cells = list(self._place.allocator.of_kind(Kind.RETURNED))
-        ours = [cell for cell in cells if self.is_ours(cell)]
-        return sorted(ours, key=lambda cell: self._block(cell)[at.B_POS])
+        allocator = self._place.allocator
+        cells = [
+            cell
+            for cell in allocator.of_kind(Kind.RETURNED)
+            if self.is_ours(cell) and allocator.tag(cell) == (0, Kind.RETURNED)
+        ]
+        return sorted(cells, key=lambda cell: self._block(cell)[at.B_POS])
 
-    def _pop(self, found: list[Cell], kind: int) -> Cell | None:
+    def _pop(self, found: list[Cell], kind: int, hand: Hand | None) -> Cell | None:
         allocator = self._place.allocator
         for cell in found or self._returned():
             if allocator.tag(cell) == (0, Kind.RETURNED):
-                return allocator.pass_on(cell, self._place.known(), kind)  # L2 pop
+                self._block(cell)[at.B_CALL] = hand.call if hand else 0
+                if hand:
+                    hand.cells.append(cell)
+                popped = allocator.pass_on(cell, self._place.known(), kind)  # L2 pop
+                if popped is None:
+                    raise Damaged(f"a returned record is no block: offset={cell.offset}")
+                return popped
         if not self._returned():
             self._words[at.RETURNED] = 0
         return None
@@ -259,7 +288,7 @@ class RingBlocks(RingWaiting):
         Args:
             cell: The block.
             owner: The slot in its tag, as it was seen.
-            dead: Whether the slot is still that of the dead.
+            dead: Whether the slot, or the call, is still the one that cannot go on.
             deadline: When to stop waiting for the section.
         """
         kept, sleepers = inside(self._consumers_section, deadline, self._judge, cell, owner, dead)
@@ -269,6 +298,8 @@ class RingBlocks(RingWaiting):
 
     def _judge(self, cell: Cell, owner: int, dead: Callable[[], bool]) -> tuple[bool, int]:
         words, allocator = self._words, self._place.allocator
+        if allocator.tag(cell)[0] != owner:  # nor is it, where a damaged record named it
+            return True, 0
         read_pos, seen = words[at.READ_POS], words[at.SEEN_WRITE_POS]
         self._next_record(read_pos, seen)  # finishes the lease of who died in one
         # Loaded before the record: what is published later was not seen as named.
@@ -289,12 +320,43 @@ class RingBlocks(RingWaiting):
         words[at.SEEN_WRITE_POS] = read_pos  # the next get is to look
         return True, words[at.CONSUMERS_SLEEPING]
 
-    def give_back(self, cell: Cell) -> None:
-        """Free a block of one's own after a call that was broken off, unless it is the ring's."""
-        # Where the section is not to be had, it stays until this process ends.
-        with contextlib.suppress(Stalled, Reentered, Damaged):
-            if not self.keeps(cell, self._place.slot(), lambda: True, Deadline(0)):
-                self._place.allocator.free(cell)
+    def give_back(self, hand: Hand) -> None:
+        """Free the blocks of a call that was broken off, or return what it leased.
+
+        What is the ring's, or another call's by now, stays. Where the section is not to
+        be had, all stay until this process ends.
+        """
+        with contextlib.suppress(Stalled, Reentered, BusyError, Damaged):
+            while hand.cells:
+                self._give_back(hand.cells[-1], hand.call)
+                hand.cells.pop()
+
+    def _give_back(self, cell: Cell, call: int) -> None:
+        def ours() -> bool:
+            return bool(self._block(cell)[at.B_CALL] == call)
+
+        allocator, ring = self._place.allocator, self._place.cell
+        if allocator.tag(ring)[1] != ring.kind:  # destroyed: there is nothing to ask
+            free = allocator.tag(cell)[0] == self._place.slot() and ours()
+        else:
+            free = not self.keeps(cell, self._place.slot(), ours, Deadline(0))
+        if free:
+            allocator.free(cell._replace(kind=allocator.tag(cell)[1]))
+
+    def contents(self) -> list[Cell]:
+        """Take over the blocks of all records, from a ring that nobody uses any more."""
+        words, owner = self._words, self._place.slot()
+        cells = self._returned() if words[at.RETURNED] else []
+        read_pos, write_pos = words[at.READ_POS], words[at.WRITE_POS]
+        with contextlib.suppress(Damaged):
+            while True:
+                index, header, read_pos = self._next_record(read_pos, write_pos)
+                if header == -1:
+                    break
+                if header & at.KIND_BITS == at.BLOCK:
+                    cells.append(self._retag(index, header, owner, Kind.RECORD, 0))
+        words[at.READ_POS] = words[at.SEEN_WRITE_POS] = write_pos
+        return cells
 
     def free_own(self, cell: Cell) -> None:
         """Free the block of a record that one has taken."""
@@ -315,11 +377,11 @@ class RingBlocks(RingWaiting):
 
     # The first words of a block
 
-    def address_block(self, cell: Cell, pos: int, length: int) -> None:
-        """Say in a block which ring it has to do with."""
+    def address_block(self, cell: Cell, pos: int, length: int, call: int) -> None:
+        """Say in a block which ring it has to do with, and in whose hand it is."""
         block, ring = self._block(cell), self._place.cell
         block[at.B_RING], block[at.B_RING_GENERATION] = ring.offset, ring.generation
-        block[at.B_POS], block[at.B_NBYTES] = pos, length
+        block[at.B_POS], block[at.B_NBYTES], block[at.B_CALL] = pos, length, call
 
     def is_ours(self, cell: Cell) -> bool:
         """Return whether a block says that it has to do with this ring."""

@@ -71,6 +71,7 @@ class RingWaiting:
         self._memory = memory[: at.RECORDS + capacity]
         self._words = self._memory.cast("Q")
         self._mask = capacity - 1
+        self._last = capacity - 8  # index of the last word
         self._window = min(capacity, _WINDOW)
         self.longest = capacity // 2 - 8  # of records that fit an empty ring at any offset
         self._producers_section = address + at.PRODUCERS_SECTION
@@ -125,7 +126,8 @@ class RingWaiting:
     def pass_on(self) -> None:
         """Wake the next consumer if records are left, or the end: after a wait and a get."""
         words = self._words
-        if words[at.READ_POS] != words[at.SEEN_WRITE_POS] or words[at.CLOSED]:
+        left = words[at.READ_POS] != words[at.SEEN_WRITE_POS] or words[at.RETURNED]
+        if left or words[at.CLOSED]:
             self.wake_next(self.consumers)
 
     def wake_next(self, side: Side) -> None:

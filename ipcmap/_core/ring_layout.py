@@ -27,8 +27,8 @@ number alone, so that both positions always show how many records came before.
            TAKEN     the bytes, which a lease has taken already
 
 A block that has to do with a ring begins with a line of words: offset and generation of
-the ring, and of a record its position and its length in bytes; its bytes follow. Words
-are u64 in the machine's byte order.
+the ring, of a record its position and its length in bytes, and the call that has it in
+hand; its bytes follow. Words are u64 in the machine's byte order.
 """
 
 from __future__ import annotations
@@ -64,4 +64,4 @@ MIN_CAPACITY, MAX_CAPACITY = 64, 1 << 32  # bytes; fewer than 2**30 records, as 
 
 # A block that has to do with a ring.
 BLOCK_HEADER = 64  # bytes
-B_RING, B_RING_GENERATION, B_POS, B_NBYTES = range(4)
+B_RING, B_RING_GENERATION, B_POS, B_NBYTES, B_CALL = range(5)
