@@ -119,3 +119,55 @@ def set_trap(ring: Ring, store: int, before: bool, act: Callable[[], object]) ->
 def die() -> None:
     """End this process as an out-of-memory killer would."""
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Stores:
+    """Stores of one process to a ring, to the blocks of its records and to their tags.
+
+    Acts ``before`` or after the n-th, wherever that goes.
+    """
+
+    def __init__(self, store: int, before: bool, act: Callable[[], object]) -> None:
+        self.left, self.before, self.act = store, before, act
+
+    def watch(self, ring: ipcmap.Ring) -> None:
+        """Count what this process stores from here on, also when it sweeps."""
+        core, arena = ring._core, ring._arena
+        inside = arena._open()
+        place = core._place._replace(memory=self._watched(core._place.memory))
+        core._words, core._memory = self._watched(core._words), self._watched(core._memory)
+        core._place = place
+        words = self._watched(inside.words)
+        inside.allocator._words = words
+        arena._inside = inside._replace(words=words)
+
+    def _watched(self, memory: memoryview) -> Any:
+        return Watched(memory, self)
+
+
+class Watched:
+    """Memory whose stores are counted, and those through its slices."""
+
+    def __init__(self, memory: memoryview, stores: Stores) -> None:
+        self.memory, self.stores, self.nbytes = memory, stores, memory.nbytes
+        self.tobytes, self.tolist = memory.tobytes, memory.tolist
+
+    def __bytes__(self) -> bytes:
+        return bytes(self.memory)
+
+    def cast(self, form: Any) -> Watched:
+        """Return the same as other items."""
+        return Watched(self.memory.cast("B").cast(form), self.stores)
+
+    def __getitem__(self, index: Any) -> Any:
+        found = self.memory[index]
+        return Watched(found, self.stores) if isinstance(found, memoryview) else found
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        stores = self.stores
+        stores.left -= 1
+        if stores.left == 0 and stores.before:
+            stores.act()
+        self.memory[index] = value.memory if isinstance(value, Watched) else value
+        if stores.left == 0 and not stores.before:
+            stores.act()
