@@ -311,8 +311,14 @@ class Ring(RingHandle):
                 raise
 
         def free() -> None:
-            free_quietly(self._allocator, leased.pop())
-            hand.cells.clear()
+            cell = leased.pop()
+            try:
+                free_quietly(self._allocator, cell)
+            except BaseException:
+                # By a signal handler. A lease that has ended must not come again, when this
+                # process ends.
+                free_quietly(self._allocator, cell)
+                raise
 
         def give_back() -> None:
             leased.clear()

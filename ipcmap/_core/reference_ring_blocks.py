@@ -120,9 +120,10 @@ class RingBlocks(RingWaiting):
         words = self._words
         write_pos = words[at.WRITE_POS]
         end = write_pos + self.need_of_block
-        if end > words[at.ROOM_END]:
+        index = write_pos & self._mask
+        if end > words[at.ROOM_END] or index + self.need_of_block > self.capacity:
             return (CLOSED if words[at.CLOSED] else words[at.SEEN_READ_POS]), 0
-        first = at.FIRST_RECORD + ((write_pos & self._mask) >> 3)
+        first = at.FIRST_RECORD + (index >> 3)
         stub = words[first] & at.NUMBER_BITS
         self._block(cell)[at.B_POS] = write_pos
         words[first + 1], words[first + 2] = cell.offset, cell.generation
