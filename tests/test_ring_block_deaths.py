@@ -14,6 +14,9 @@ import pytest
 import ipcmap
 from children import Fork
 from ipcmap import Ring
+from ipcmap._core import ring_layout as at
+from ipcmap._core.reference_ring_blocks import NO_SLOT
+from ipcmap._deadline import Deadline
 from ring_harness import Stores, die
 
 LARGE = [bytes([number]) * 100 for number in range(1, 6)]  # of which the ring has the place
@@ -216,3 +219,30 @@ def test_a_process_killed_while_it_destroys_leaves_what_another_can_destroy(fork
             assert blocks() == at_first, f"{store=} {before=}"
             if status == 0:
                 break
+
+
+def test_a_newcomer_never_moves_the_ring_back_to_a_lease_that_it_finished(fork: Fork) -> None:
+    """It finds a lease taken and not finished, and behind it a record for which it needs a slot."""
+    found = 0
+    for store in count(1):
+        ring = Ring(CAPACITY)
+        ring.put_many([SMALL[0], LARGE[0]])
+
+        def lease(ring: Ring = ring, store: int = store) -> None:
+            Stores(store, False, die).watch(ring)
+            die_in_a_lease(ring)
+
+        def get_many(ring: Ring = ring) -> None:
+            assert ring._core.get_many(5, Deadline(0)) == NO_SLOT
+            assert ring._core._words[at.READ_POS] == 16
+
+        status = fork(lease).wait()
+        if ring._core._words[at.FIRST_RECORD] & at.KIND_BITS == at.TAKEN:
+            found += 1
+            assert fork(get_many).wait() == 0
+        ring._arena.sweep()
+        assert sorted(drained(ring)) == sorted([SMALL[0], LARGE[0]])
+        ring.destroy()
+        if status == 0:
+            break
+    assert found > 1

@@ -6,6 +6,7 @@ import contextlib
 import queue
 import random
 from collections import Counter
+from collections.abc import Callable
 from functools import partial
 
 import pytest
@@ -143,7 +144,7 @@ def test_scribbled_words_come_out_of_every_method_as_an_error_that_it_names(
             with ring.lease(0) as view:
                 bytes(view)
 
-        calls = [
+        calls: list[Callable[[], object]] = [
             partial(ring.put, b"x" * chance.randrange(30), 0),
             partial(ring.put, LARGE, 0),
             partial(ring.put_many, [b"a", LARGE, b"b"], 0),

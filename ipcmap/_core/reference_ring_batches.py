@@ -130,6 +130,8 @@ class RingBatches(RingCore):
                 owner = self._place.known()
                 if not owner:
                     outcome = NO_SLOT
+                    # A lease that was finished on the way has moved it on already.
+                    read_pos = max(read_pos, words[at.READ_POS])
                     break
                 taken.append(self._retag(index, header, owner, Kind.RECORD, 0))
                 read_pos = after
