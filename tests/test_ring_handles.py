@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+import os
 import pickle
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -12,6 +14,7 @@ from typing import Any
 import pytest
 
 import ipcmap
+from children import Fork
 from ipcmap import BusyError, ClosedError, Ring, StaleHandle
 from ipcmap._core import reference_parking as parking
 from ipcmap._core import reference_sections as sections
@@ -226,3 +229,52 @@ def test_a_returned_record_is_not_missed_when_somebody_else_swept(
     with pytest.raises(ClosedError):
         ring.get()
     lease._take_back()
+
+
+@pytest.mark.parametrize("record", [LARGE, b"small"], ids=["large", "small"])
+@pytest.mark.parametrize("end", [os._exit, lambda code: os.kill(os.getpid(), signal.SIGKILL)])
+def test_loans_that_were_open_at_a_fork_are_the_parents_alone(
+    record: bytes, end: Callable[[int], object], fork: Fork
+) -> None:
+    """However the child ends, and whatever it leaves; it uses the ring all the same."""
+    ring = Ring(128)
+    ring.put(record)
+
+    def leave() -> None:
+        lease.__exit__(None, None, None)
+        claim.__exit__(None, None, None)
+        ring.put(LARGE)
+        assert ring.get() == LARGE
+        end(0)
+
+    lease, claim = ring.lease(), ring.claim(len(record))
+    with lease as view, claim as room:
+        room[:] = record
+        assert fork(leave).wait() in (0, -signal.SIGKILL)
+        ring._arena.sweep()
+        assert len(ring) == 0
+        assert bytes(view) == bytes(room) == record
+    assert ring.get(0) == record
+    ring.destroy()
+
+
+def test_a_child_that_never_used_the_arena_can_do_all(fork: Fork) -> None:
+    """It claims a slot on the way, wherever the call first needs one."""
+    ring = Ring(128)
+
+    def get() -> None:
+        assert ring.get(0) == LARGE
+
+    def get_many() -> None:
+        assert ring.get_many(None, 0) == [LARGE]
+
+    def lease() -> None:
+        with ring.lease(0) as view:
+            assert bytes(view) == LARGE
+
+    for call in (get, get_many, lease):
+        assert fork(ring.put, LARGE).wait() == 0
+        ring._arena.sweep()
+        assert fork(call).wait() == 0
+        ring._arena.sweep()
+    ring.destroy()
