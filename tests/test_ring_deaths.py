@@ -15,8 +15,10 @@ import pytest
 from children import Fork
 from ipcmap import Mapping
 from ipcmap._core import reference_parking as parking
+from ipcmap._core import reference_ring_waiting
 from ipcmap._core import reference_sections as sections
 from ipcmap._core import ring_layout as at
+from ipcmap._core.reference_ring_waiting import CLOSED
 from ipcmap._core.reference_sections import Stalled
 from ipcmap._deadline import Deadline
 from ring_harness import Closed, Ring, die, set_trap
@@ -139,6 +141,34 @@ def test_a_record_whose_producer_was_killed_before_its_post_is_late_and_not_lost
 
     assert results.pull(30) == b"kept"
     assert consumer.wait() == 0
+
+
+@pytest.mark.parametrize("side", ["consumers", "producers"])
+def test_whoever_hears_of_the_end_tells_the_next(
+    side: str, fork: Fork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The token of the end may have gone to one that found something else first."""
+    ring = Ring(64)
+    call: Callable[[], object] = ring.pull
+    if side == "producers":
+        call = partial(ring.push, b"never")
+        while ring.push(b"full", 0):
+            pass
+    monkeypatch.setattr(reference_ring_waiting, "_SLICE", 1000.0)
+
+    def wait() -> None:
+        with pytest.raises(Closed):
+            call()
+
+    sleeper = fork(wait)
+    ours = ring.consumers if side == "consumers" else ring.producers
+    while not ring._words[ours.sleepers]:
+        os.sched_yield()
+    for word, value in ((at.ROOM_END, 0), (at.CLOSED, 1), (at.ENDED, 1)):  # without a post
+        ring._words[word] = value
+    assert ring.wait(ours, ring._words[ours.other_pos], Deadline(0)) == CLOSED
+
+    assert sleeper.wait() == 0
 
 
 @pytest.mark.parametrize("before", [True, False])

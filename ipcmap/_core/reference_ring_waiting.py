@@ -104,6 +104,14 @@ class RingWaiting:
             DONE = it has, try again. EMPTY = not before the deadline, or within a
             slice. CLOSED = it never will; what is before ``seen`` was taken.
         """
+        outcome = self._wait(side, seen, deadline, need)
+        if outcome == CLOSED:
+            # Whoever hears of the end tells the next: its one token may have been taken by
+            # a sleeper that found a record first.
+            self.wake_next(side)
+        return outcome
+
+    def _wait(self, side: Side, seen: int, deadline: Deadline, need: int) -> int:
         outcome = self._look(side, seen, deadline, need)
         if outcome != EMPTY or not deadline.remaining():
             return outcome
@@ -119,7 +127,7 @@ class RingWaiting:
             self.wake_next(side)  # the token may have been ours
             raise
         outcome = self._leave(side, seen, need)  # P4 woken
-        if outcome == CLOSED or (outcome == DONE and side is self.producers):
+        if outcome == DONE and side is self.producers:
             self.wake_next(side)
         return outcome
 
