@@ -62,8 +62,8 @@ class Pages:
         # By id. Only ever counted: what keeps the pages is each window's reference to them.
         self._windows: dict[int, weakref.ref[Any]] = {}
 
-    def __del__(self, _munmap: Callable[[int, int], int] = libc.munmap) -> None:
-        _munmap(self.address, self._mapped_nbytes)
+    def __del__(self, _unmapping: type[libc.Unmapping] = libc.Unmapping) -> None:
+        self._end = _unmapping(self.address, self._mapped_nbytes)
 
     def window(self) -> memoryview:
         """Return all of the bytes, writable; they and their slices hold the pages."""

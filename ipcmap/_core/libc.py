@@ -17,6 +17,7 @@ __all__ = [
     "WAIT_CLOCK",
     "IoVec",
     "TimeSpec",
+    "Unmapping",
     "madvise",
     "mincore",
     "mlock",
@@ -90,3 +91,20 @@ _copy = ("process_vm_readv", "process_vm_writev")
 process_vm_readv, process_vm_writev = (
     _declare(name, ctypes.c_ssize_t, ctypes.c_int, *_two_vectors, ctypes.c_ulong) for name in _copy
 )
+
+
+class Unmapping:
+    """Unmaps a range when it goes itself: what a ``__del__`` creates in place of unmapping.
+
+    Of the objects of a cycle the garbage collector calls every ``__del__`` first, in any
+    order, and one of them may still use what is mapped. An object that one of them made
+    goes when all of them have returned.
+    """
+
+    __slots__ = ("_range",)
+
+    def __init__(self, address: int, nbytes: int) -> None:
+        self._range = address, nbytes
+
+    def __del__(self, _munmap: Any = munmap) -> None:
+        _munmap(*self._range)

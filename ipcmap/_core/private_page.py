@@ -12,7 +12,6 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
-from collections.abc import Callable
 
 from ipcmap._core import libc
 
@@ -30,7 +29,7 @@ class PrivatePage:
         wipe: ``False`` goes without the kernel's help.
     """
 
-    __slots__ = ("_address", "_unaided", "words")
+    __slots__ = ("_address", "_end", "_unaided", "words")
 
     def __init__(self, *, wipe: bool = True) -> None:
         nbytes = mmap.PAGESIZE
@@ -46,9 +45,9 @@ class PrivatePage:
         except OSError:
             self._unaided = True
 
-    def __del__(self, _munmap: Callable[[int, int], int] = libc.munmap) -> None:
+    def __del__(self, _unmapping: type[libc.Unmapping] = libc.Unmapping) -> None:
         if self._address:
-            _munmap(self._address, mmap.PAGESIZE)
+            self._end = _unmapping(self._address, mmap.PAGESIZE)
 
     @property
     def ours(self) -> bool:
