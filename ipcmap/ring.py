@@ -169,6 +169,7 @@ class Ring(RingHandle):
         length = byte_count("nbytes", nbytes)
         if length < 0:
             raise ValueError(f"length must not be negative: nbytes={length}")
+        Deadline(timeout)  # refuses what is none now, and not when the record is full
         hand = Hand.empty()
         scratch: list[bytearray] = []
 
