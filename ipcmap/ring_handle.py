@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import queue
+import re
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -227,15 +228,19 @@ def bytes_of(data: Any) -> bytes | memoryview:
     """Return a record as single bytes, without a copy where that is possible."""
     try:
         view: memoryview = memoryview(data)
-    except TypeError:
+    except (TypeError, ValueError, BufferError) as error:
         raise TypeError(
             f"record must be bytes or have a buffer: type={type(data).__name__}; encode it "
-            "(str.encode, pickle.dumps)"
-        ) from None
+            "(str.encode, pickle.dumps, ndarray.view('u1'))"
+        ) from error
     if not view.c_contiguous:
         raise TypeError(
             f"record must be contiguous: shape={view.shape}, strides={view.strides}; pass a copy "
             "(numpy.ascontiguousarray(data), bytes(data))"
+        )
+    if "O" in view.format and "O" in re.sub(":.*?:", "", view.format):  # not in a field's name
+        raise TypeError(
+            f"record must hold no Python objects: format={view.format!r}; encode it (pickle.dumps)"
         )
     if not view.nbytes:
         return b""
