@@ -13,7 +13,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
-from ipcmap.errors import BusyError
+from ipcmap.errors import BusyError, IpcmapError
 
 __all__ = ["Attachment", "Claim", "Lease"]
 
@@ -21,12 +21,18 @@ __all__ = ["Attachment", "Claim", "Lease"]
 class _Loan:
     """A view for the time of a ``with`` block, which belongs to one process."""
 
-    __slots__ = ("_abort", "_pid", "_take", "_view")
+    __slots__ = ("_abort", "_lent", "_pid", "_take", "_view")
 
     def __init__(self, take: Callable[[], memoryview], abort: Callable[[], None]) -> None:
-        self._pid = 0
+        self._pid, self._lent = 0, False
         self._view = memoryview(b"")
         self._take, self._abort = take, abort
+
+    def __del__(self) -> None:
+        # A signal handler raised on the way into the block, or on the way out of it.
+        if self._lent and self._pid == os.getpid():
+            with contextlib.suppress(IpcmapError):
+                self._end(self._take_back(), self._abort)
 
     def __enter__(self) -> memoryview:
         if self._pid:
@@ -37,6 +43,7 @@ class _Loan:
         try:
             self._view = self._take()
             self._pid = os.getpid()
+            self._lent = True
             return self._view
         except BaseException:
             self._view = memoryview(b"")
@@ -52,6 +59,15 @@ class _Loan:
             view.release()
         del view
         return window()
+
+    def _end(self, window: Any, end: Callable[[], None]) -> None:
+        """End the loan; where a view still shows the bytes, with the last of them."""
+        if window is None:
+            end()
+        else:
+            # Who writes or reads through one must not hit another's block.
+            weakref.finalize(window, _in_process, end, self._pid).atexit = False
+        self._lent = False
 
 
 class Claim(_Loan):
@@ -80,24 +96,20 @@ class Claim(_Loan):
         if self._pid != os.getpid():  # forked since: it is the parent's
             return
         window = self._take_back()
-        if window is not None:
-            # Freed with the last of them: who writes through one must not hit another's block.
-            weakref.finalize(window, _in_process, self._abort, self._pid).atexit = False
-            if kind is None:
-                raise BusyError(
-                    "claim cannot be committed under its views: slices or arrays over it are "
-                    "alive, so it was aborted; release them (memoryview.release, del array) "
-                    "inside the with block"
-                )
+        if window is None and kind is None:
+            try:
+                self._end(None, self._commit)
+            except BaseException:
+                self._end(None, self._abort)
+                raise
             return
-        try:
-            if kind is None:
-                self._commit()
-                return
-        except BaseException:
-            self._abort()
-            raise
-        self._abort()
+        self._end(window, self._abort)
+        if kind is None:
+            raise BusyError(
+                "claim cannot be committed under its views: slices or arrays over it are alive, "
+                "so it was aborted; release them (memoryview.release, del array) inside the with "
+                "block"
+            )
 
 
 class Lease(_Loan):
@@ -126,11 +138,8 @@ class Lease(_Loan):
         if self._pid != os.getpid():  # forked since: it is the parent's
             return
         window = self._take_back()
-        if window is None:
-            self._free()
-            return
-        weakref.finalize(window, _in_process, self._free, self._pid).atexit = False
-        if kind is None:
+        self._end(window, self._free)
+        if kind is None and window is not None:
             raise BusyError(
                 "lease cannot end under its views: slices or arrays over the record are alive, and "
                 "it ends with the last of them; release them (memoryview.release, del array) inside "

@@ -11,6 +11,7 @@ from ipcmap._core import reference_monitor
 pytest_plugins = ["pytester", "leftovers", "watchdog", "children", "families"]
 
 ENGINES = {"reference": sync}
+RINGS = {"reference": ipcmap.Ring}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -42,3 +43,15 @@ def lock_type(engine: str) -> type[ipcmap.Lock]:
     """The engine's lock class."""
     lock: type[ipcmap.Lock] = ENGINES[engine].Lock
     return lock
+
+
+@pytest.fixture
+def ring_type(engine: str) -> type[ipcmap.Ring]:
+    """The engine's ring class."""
+    return RINGS[engine]
+
+
+@pytest.fixture
+def arena() -> ipcmap.Arena:
+    """An arena of the test's own, with 256 MiB to hand out."""
+    return ipcmap.Arena(256 << 20)

@@ -52,8 +52,8 @@ def keeps(
             ring_cell = allocator.find(block[B_RING], block[B_RING_GENERATION], Kind.RING)
             place = Place(memory, allocator, known, known, ring_cell)
             ring = RingProducers(place, address + ring_cell.offset)
-            if not ring.is_ours(cell):
-                return False
+            if not ring.is_ours(cell) or allocator.tag(ring_cell)[0] == slot:
+                return False  # a ring of the dead one's own goes with it
             if cell.kind in _RECORDS:
                 return ring.keeps(cell, slot, dead, _FOR_EVER)
             ring.leave(cell, slot, dead, _FOR_EVER)
