@@ -116,6 +116,8 @@ class Ring(RingHandle):
         if type(data) is not bytes:
             data = bytes_of(data)
         if timeout is None and len(data) <= self._inline:
+            if self._words[self._tag_at] & ~OWNER != self._tag:
+                self._check()
             try:
                 if self._try_put(data) == DONE:
                     return
@@ -244,6 +246,8 @@ class Ring(RingHandle):
             StaleHandle: The ring was destroyed.
         """
         if timeout is None:
+            if self._words[self._tag_at] & ~OWNER != self._tag:
+                self._check()
             try:
                 record = self._try_get()
             except (Damaged, Reentered) as error:

@@ -128,6 +128,8 @@ class RingHandle(Structure):
         core = self._core
         if outcome >= 0:
             outcome = core.wait(side, outcome, deadline, need)
+        if outcome == DONE:
+            return
         self._check()
         if outcome == CLOSED:
             # The end for a consumer, unless somebody died with a record in hand.
@@ -136,10 +138,9 @@ class RingHandle(Structure):
                 if core.count_returned():
                     return
             raise self._closed()
-        if outcome != DONE:
-            self._arena._sweep_if_due()
-            if not deadline.remaining():
-                raise Stalled
+        self._arena._sweep_if_due()
+        if not deadline.remaining():
+            raise Stalled
 
     def _lease(self, hand: Hand, deadline: Deadline) -> Cell:
         """Take a record as a block of one's own; whatever is raised, ``hand`` is to be given back."""

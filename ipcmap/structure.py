@@ -15,6 +15,7 @@ import weakref
 from collections.abc import Iterable
 from typing import Any, ClassVar, Self
 
+from ipcmap._core.layout import OWNER
 from ipcmap._core.reference_allocator import Allocator, Cell
 from ipcmap.arena import Arena, default_arena, inherited_arena
 from ipcmap.errors import BusyError, IpcmapError
@@ -31,7 +32,8 @@ class Structure:
     _kind: ClassVar[int]
 
     __slots__ = (
-        "__weakref__", "_address", "_allocator", "_arena", "_cell", "_maker", "_memory",
+        "__weakref__", "_address", "_allocator", "_arena", "_cell", "_maker", "_memory", "_tag",
+        "_tag_at", "_words",
     )  # fmt: skip
 
     _allocator: Allocator
@@ -40,6 +42,9 @@ class Structure:
     _maker: int  # pid of the one process that can have a handle, 0 = it is shared
     _memory: memoryview
     _address: int
+    _words: memoryview  # of the arena
+    _tag_at: int  # which of them is our block's tag
+    _tag: int  # what it is, but for the owner, as long as the handle is good
 
     def _make(self, arena: Arena | None, nbytes: int, zeroed: int) -> None:
         """Take a block, of which the first bytes are zeroed, and be its first handle."""
@@ -57,6 +62,8 @@ class Structure:
         inside = arena._open()
         self._arena, self._cell, self._allocator = arena, cell, inside.allocator
         self._maker = 0
+        self._words = inside.words
+        self._tag_at, self._tag = inside.allocator.tag_word(cell)
         window = inside.pages.window()
         self._memory = window[cell.offset : cell.offset + cell.nbytes]
         self._address = inside.pages.address + cell.offset
@@ -102,7 +109,11 @@ class Structure:
 
     def _check(self) -> None:
         """Raise :class:`StaleHandle` where it was destroyed."""
-        self._allocator.check(self._cell)
+        if self._words[self._tag_at] & ~OWNER != self._tag:
+            self._allocator.check(self._cell)
+
+    def _is_good(self) -> bool:
+        return bool(self._words[self._tag_at] & ~OWNER == self._tag)
 
     def _share(self) -> None:
         if self._maker:

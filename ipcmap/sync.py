@@ -33,17 +33,12 @@ class _Guard(Structure):
 
     _core_type: ClassVar[type[Monitor]]
 
-    __slots__ = ("_core", "_tag", "_tags", "_valid")
+    __slots__ = ("_core",)
 
     _core: Monitor
-    _tags: memoryview  # words of the arena
-    _tag: int  # item that is our block's tag
-    _valid: int  # what it is, but for the owner, as long as the handle is good
 
     def _attach(self) -> None:
-        allocator, family = self._allocator, self._arena._open().family
-        self._tags = allocator._words
-        self._tag, self._valid = allocator.tag_word(self._cell)
+        family = self._arena._open().family
         try:
             self._core = self._core_type(self._memory, self._address, family)
         except Damaged as error:
@@ -66,7 +61,7 @@ class _Guard(Structure):
             StaleHandle: It was destroyed.
             ValueError: ``timeout`` is not a number.
         """
-        if self._tags[self._tag] & ~OWNER != self._valid:
+        if self._words[self._tag_at] & ~OWNER != self._tag:
             self._check()
         deadline = _FOREVER if block and timeout is None else Deadline(timeout if block else 0)
         try:
@@ -87,7 +82,7 @@ class _Guard(Structure):
             StaleHandle: It was destroyed.
             ValueError: It is not taken, or the count is at its maximum.
         """
-        if self._tags[self._tag] & ~OWNER != self._valid:
+        if self._words[self._tag_at] & ~OWNER != self._tag:
             self._check()
         try:
             if not self._core.release():
@@ -119,9 +114,6 @@ class _Guard(Structure):
             raise self._busy() from None
         except Damaged as error:
             raise self._damaged(error) from None
-
-    def _is_good(self) -> bool:
-        return bool(self._tags[self._tag] & ~OWNER == self._valid)
 
     def _too_often(self) -> str:
         raise NotImplementedError

@@ -157,7 +157,10 @@ class Allocator:
         self._tag_of(cell)
 
     def tag_word(self, cell: Cell) -> tuple[int, int]:
-        """Return where a block's tag is, and what it is but for the owner as long as it is good."""
+        """Return the number of a block's tag among the words, and what is there but the owner.
+
+        For a handle that looks often; where it finds anything else, ``check`` says what it is.
+        """
         size_class, index, tag = self._tag_of(cell)
         return size_class.tags + index, tag & ~OWNER
 
