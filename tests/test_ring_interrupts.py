@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import queue
 import random
@@ -38,6 +39,12 @@ def interrupt() -> None:
 def blocks() -> int:
     """Count the blocks of the default arena."""
     return ipcmap.default_arena().statistics().blocks
+
+
+@pytest.fixture(autouse=True)
+def collected() -> None:
+    """What earlier tests left in cycles would be freed in the middle of a count."""
+    gc.collect()
 
 
 def drained(ring: Ring) -> list[bytes]:
