@@ -14,7 +14,8 @@ if sys.platform != "linux" or sys.maxsize < 2**63 - 1:
     )
 
 from ipcmap._core import backend
-from ipcmap.arena import Arena, ArenaStatistics, Block, ClassStatistics, default_arena
+from ipcmap.arena import Arena, ArenaStatistics, ClassStatistics, default_arena
+from ipcmap.block import Block
 from ipcmap.errors import (
     ArenaFull,
     BrokenError,

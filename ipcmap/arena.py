@@ -14,7 +14,7 @@ import time
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, SupportsIndex
+from typing import SupportsIndex
 
 from ipcmap._core import backend as loaded_backend
 from ipcmap._core.header import check_header, write_header
@@ -30,12 +30,13 @@ from ipcmap._core.layout import (
 from ipcmap._core.reference_allocator import Allocator, Cell
 from ipcmap._core.reference_ring_burial import keeps
 from ipcmap._core.reference_sections import initialise
+from ipcmap.block import Block, Inside
 from ipcmap.errors import ArenaFull, BusyError, ClosedError, IpcmapError, NotInherited
 from ipcmap.family import ExitRecord, Family
 from ipcmap.memory_limits import free_memory
-from ipcmap.pages import Pages, byte_count, reserve_pages
+from ipcmap.pages import byte_count, reserve_pages
 
-__all__ = ["Arena", "ArenaStatistics", "Block", "ClassStatistics", "default_arena", "sweep_arenas"]
+__all__ = ["Arena", "ArenaStatistics", "ClassStatistics", "default_arena", "sweep_arenas"]
 
 _SWEEP_EVERY = 10**9  # nanoseconds
 _RESERVE_FOR_LIMIT = 64  # a class of blocks has 1/64 of the reserve
@@ -70,15 +71,6 @@ class ArenaStatistics:
     bytes_in_use: int
     damaged: int
     classes: tuple[ClassStatistics, ...]
-
-
-class _Inside(NamedTuple):
-    """What an open arena has."""
-
-    pages: Pages
-    words: memoryview  # keeps the one window that is the arena's own
-    allocator: Allocator
-    family: Family
 
 
 class Arena:
@@ -157,7 +149,7 @@ class Arena:
         allocator = Allocator(words, pages.address, layout, self._limit, family.slot)
         allocator.initialise()
         family.on_death(_free_blocks_of_the_dead(weakref.ref(self)))
-        self._inside: _Inside | None = _Inside(pages, words, allocator, family)
+        self._inside: Inside | None = Inside(pages, words, allocator, family)
         write_header(words, layout, engine=loaded_backend, arena_id=self._id, limit=self._limit)
         _arenas[self._id] = self
 
@@ -235,6 +227,10 @@ class Arena:
                 raise
             return inside.allocator.allocate(nbytes, kind)
 
+    def _block_at(self, offset: int, generation: int, kind: int) -> Block:
+        """Return a handle of a block that is there still; called by pickle."""
+        return Block._made(self, self._open().allocator.find(offset, generation, kind))
+
     # The family
 
     def sweep(self) -> int:
@@ -311,114 +307,11 @@ class Arena:
 
     # Inside
 
-    def _open(self) -> _Inside:
+    def _open(self) -> Inside:
         inside = self._inside
         if inside is None:
             raise ClosedError(f"arena is closed: {self._name}; make another")
         return inside
-
-
-class Block:
-    """Bytes of an arena: the handle that :meth:`Arena.allocate` returns.
-
-    Its pickle names arena, place, generation and kind, and no bytes. Where it is
-    loaded the arena must have been inherited (else :exc:`NotInherited`), and the
-    block must be there still (else :exc:`StaleHandle`).
-
-    Example:
-        >>> import pickle
-        >>> block = default_arena().allocate(3)
-        >>> block.view()[:] = b"abc"
-        >>> same = pickle.loads(pickle.dumps(block))
-        >>> bytes(same.view())
-        b'abc'
-        >>> block.free()
-        >>> same.view()  # doctest: +ELLIPSIS
-        Traceback (most recent call last):
-        ipcmap.errors.StaleHandle: ...
-    """
-
-    __slots__ = ("_arena", "_cell", "_windows")
-
-    _arena: Arena
-    _cell: Cell
-    _windows: list[weakref.ref[Any]]
-
-    def __init__(self) -> None:
-        """Refused: a block comes from :meth:`Arena.allocate`."""
-        raise TypeError("a block is a part of an arena; call Arena.allocate(nbytes)")
-
-    @classmethod
-    def _made(cls, arena: Arena, cell: Cell) -> Block:
-        self = object.__new__(cls)
-        self._arena, self._cell, self._windows = arena, cell, []
-        return self
-
-    @property
-    def offset(self) -> int:
-        """Where it begins in its arena, in bytes."""
-        return self._cell.offset
-
-    @property
-    def nbytes(self) -> int:
-        """Its length in bytes."""
-        return self._cell.nbytes
-
-    @property
-    def generation(self) -> int:
-        """Which use of its place this is."""
-        return self._cell.generation
-
-    def __repr__(self) -> str:
-        cell = self._cell
-        return (
-            f"<ipcmap.Block of {cell.nbytes} bytes: offset {cell.offset}, "
-            f"generation {cell.generation}>"
-        )
-
-    def view(self) -> memoryview:
-        """Return the bytes themselves, without a copy.
-
-        A view, a slice of it and an array over it keep the arena from being
-        closed, and the block from being freed by this handle. Another handle of
-        the block can still free it: views then show what its next owner writes.
-
-        Raises:
-            ClosedError: The arena is closed.
-            CorruptError: The bookkeeping is damaged.
-            StaleHandle: The block was freed.
-        """
-        inside = self._arena._open()
-        inside.allocator.check(self._cell)
-        window = inside.pages.window()
-        self._windows = [known for known in self._windows if known() is not None]
-        self._windows.append(weakref.ref(window.obj))
-        return window[self.offset : self.offset + self.nbytes]
-
-    def free(self) -> None:
-        """Give the bytes back to the arena; every handle of the block is stale then.
-
-        The memory of more than 512 KiB goes back to the system.
-
-        Raises:
-            BusyError: Views taken by this handle are alive, or a signal handler
-                interrupted a change of the arena.
-            ClosedError: The arena is closed.
-            CorruptError: The bookkeeping is damaged.
-            StaleHandle: The block was freed before.
-        """
-        allocator = self._arena._open().allocator
-        views = sum(known() is not None for known in self._windows)
-        if views:
-            raise BusyError(
-                f"block cannot be freed under its views: {views} alive, {self!r}; "
-                "release them (memoryview.release, del array), then free"
-            )
-        allocator.free(self._cell)
-
-    def __reduce__(self) -> tuple[Callable[..., Block], tuple[int, int, int, int]]:
-        cell = self._cell
-        return _found, (self._arena._id, cell.offset, cell.generation, cell.kind)
 
 
 # The open arenas of this process, by id; children inherit it by fork.
@@ -459,12 +352,6 @@ def inherited_arena(arena_id: int) -> Arena:
     inside = arena._open()
     check_header(inside.words, inside.allocator.layout, engine=loaded_backend, arena_id=arena_id)
     return arena
-
-
-def _found(arena_id: int, offset: int, generation: int, kind: int) -> Block:
-    """Return a handle of a block that is there still; called by pickle."""
-    arena = inherited_arena(arena_id)
-    return Block._made(arena, arena._open().allocator.find(offset, generation, kind))
 
 
 # Mapped here, so that every later child has it.

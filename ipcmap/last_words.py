@@ -18,7 +18,8 @@ import contextlib
 import struct
 import traceback
 
-from ipcmap.arena import Block, default_arena
+from ipcmap.arena import default_arena
+from ipcmap.block import Block
 from ipcmap.errors import IpcmapError
 
 __all__ = ["LastWords"]

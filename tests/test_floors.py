@@ -12,7 +12,16 @@ import ipcmap
 # Each floor from the ground up; names of one group are siblings and never import each other.
 FLOORS: list[list[set[str]]] = [
     [{"errors"}, {"codec"}, {"_deadline"}, {"_core"}],
-    [{"pages"}, {"paging"}, {"mapping"}, {"memory_limits"}, {"family"}, {"arena"}, {"structure"}],
+    [
+        {"pages"},
+        {"paging"},
+        {"mapping"},
+        {"memory_limits"},
+        {"family"},
+        {"block"},
+        {"arena"},
+        {"structure"},
+    ],
     [{"sync"}],
     [{"loans"}, {"ring_handle"}, {"ring"}],
     [{"queues", "connection", "broadcast", "values", "table"}],
