@@ -170,7 +170,8 @@ class Family:
 
         It is called at least once for each dead member, maybe by two processes at a
         time, in the order of registration and before the slot has another owner. It
-        must compare the generation, be idempotent, and not ask for its own slot.
+        must compare the generation, be idempotent, and not ask for its own slot. Where it
+        raises ``Stalled``, the burial is put off until a later sweep.
         """
         self._table.steps = (*self._table.steps, step)
 

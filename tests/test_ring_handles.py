@@ -279,3 +279,32 @@ def test_a_child_that_never_used_the_arena_can_do_all(fork: Fork) -> None:
         assert fork(call).wait() == 0
         ring._arena.sweep()
     ring.destroy()
+
+
+def test_a_burial_waits_for_no_one_who_is_stopped_inside(fork: Fork) -> None:
+    """A death that needs that ring's section is put off; every other one is told at once."""
+    ring, other = Ring(64), Ring(64)
+    for each in (ring, other):
+        each.put(LARGE)
+
+    def die_with_a_lease(ring: Ring) -> None:
+        with ring.lease():
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def stop_inside() -> None:
+        stop = partial(os.kill, os.getpid(), signal.SIGSTOP)
+        sections.inside(ring._core._consumers_section, Deadline(None), stop)
+
+    for each in (ring, other):
+        fork(die_with_a_lease, each).wait()
+    stopped = fork(stop_inside)
+    os.waitpid(stopped.pid, os.WUNTRACED)
+    ring._arena.sweep()
+    assert other.get(0) == LARGE
+
+    os.kill(stopped.pid, signal.SIGCONT)
+    assert stopped.wait() == 0
+    ring._arena.sweep()
+    assert ring.get(0) == LARGE
+    ring.destroy()
+    other.destroy()

@@ -20,7 +20,7 @@ from ipcmap.errors import BusyError, CorruptError, StaleHandle
 
 __all__ = ["keeps"]
 
-_FOR_EVER = Deadline(None)
+_NOW = Deadline(0)  # who is stopped in a ring's section must not hold up all burials
 _RECORDS = (Kind.RECORD, Kind.LEASED)
 _PRODUCERS = (Kind.PRODUCER, Kind.LEAVING)
 
@@ -34,6 +34,9 @@ def keeps(
     dead: Callable[[], bool],
 ) -> Callable[[Cell], bool]:
     """Return what decides whether a block of a dead slot stays as it is.
+
+    It raises Stalled where somebody is stopped in a section of the ring: the burial is then
+    for a later sweep.
 
     Args:
         memory: The arena.
@@ -55,8 +58,8 @@ def keeps(
             if not ring.is_ours(cell) or allocator.tag(ring_cell)[0] == slot:
                 return False  # a ring of the dead one's own goes with it
             if cell.kind in _RECORDS:
-                return ring.keeps(cell, slot, dead, _FOR_EVER)
-            ring.leave(cell, slot, dead, _FOR_EVER)
+                return ring.keeps(cell, slot, dead, _NOW)
+            ring.leave(cell, slot, dead, _NOW)
         except (StaleHandle, CorruptError, Damaged):
             return False  # nothing that could be asked: no such ring
         except Reentered:

@@ -49,7 +49,8 @@ If a process dies, or a signal handler raises
 
 The steps (release of the dead one's blocks, locks, waiters) run outside the section, at
 least once a death, and maybe in two sweepers at a time: they must compare the generation
-and be idempotent. A step must not ask for a slot of its own process. Rejected: an owner of
+and be idempotent. One that raises Stalled puts the burial off. A step must not ask for a
+slot of its own process. Rejected: an owner of
 each burial. A sweeper that is stopped, or was broken off by an exception, would hold it up.
 
 Not promised: a child forked by a signal handler that interrupts a claim, and returning
@@ -281,8 +282,11 @@ class SlotTable:
             slot = self._inside(self._copy, number)
             if slot.state == at.FREE or (slot.state == at.LIVE and not self._mark_if_dead(slot)):
                 continue
-            for step in self.steps:
-                step(number, slot.generation)
+            try:
+                for step in self.steps:
+                    step(number, slot.generation)
+            except sections.Stalled:  # it stays DYING, for a later sweep
+                continue
             buried += self._inside(self._bury, number, slot.generation)
         return buried
 
