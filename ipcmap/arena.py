@@ -27,7 +27,8 @@ from ipcmap._core.layout import (
     Kind,
     Layout,
 )
-from ipcmap._core.reference_allocator import Allocator, Cell
+from ipcmap._core.reference_allocator import Allocator
+from ipcmap._core.reference_cells import Cell
 from ipcmap._core.reference_ring_burial import keeps
 from ipcmap._core.reference_sections import initialise
 from ipcmap.block import Block, Inside

@@ -11,7 +11,7 @@ from typing import Any, SupportsIndex
 from ipcmap._core import reference_ring as engine
 from ipcmap._core import ring_layout as at
 from ipcmap._core.layout import OWNER
-from ipcmap._core.reference_allocator import Cell
+from ipcmap._core.reference_cells import Cell
 from ipcmap._core.reference_ring_blocks import Hand
 from ipcmap._core.reference_ring_waiting import DONE, Damaged
 from ipcmap._core.reference_sections import Reentered

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from ipcmap._core import ring_layout as at
 from ipcmap._core.layout import Kind
-from ipcmap._core.reference_allocator import Cell
+from ipcmap._core.reference_cells import Cell
 from ipcmap._core.reference_ring_blocks import NO_SLOT, Hand, Place, TooSmall
 from ipcmap._core.reference_ring_producers import RingProducers
 from ipcmap._core.reference_ring_waiting import CLOSED, DONE, Damaged, Side, Stalled

@@ -16,7 +16,8 @@ from collections.abc import Iterable
 from typing import Any, ClassVar, Self
 
 from ipcmap._core.layout import OWNER
-from ipcmap._core.reference_allocator import Allocator, Cell
+from ipcmap._core.reference_allocator import Allocator
+from ipcmap._core.reference_cells import Cell
 from ipcmap.arena import Arena, default_arena, inherited_arena
 from ipcmap.errors import BusyError, IpcmapError
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from ipcmap._core.layout import BYTES_IN_USE, Layout
-from ipcmap._core.reference_allocator import Allocator, Cell
+from ipcmap._core.reference_allocator import Allocator
+from ipcmap._core.reference_cells import Cell
 from ipcmap.pages import reserve_pages
 
 MIB = 1 << 20

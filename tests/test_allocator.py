@@ -20,7 +20,8 @@ from hypothesis.stateful import (
 from ipcmap import ArenaFull, StaleHandle
 from ipcmap._core import slot_layout
 from ipcmap._core.layout import MIN_RESERVE, Layout
-from ipcmap._core.reference_allocator import GIVE_BACK, SEARCH, Cell
+from ipcmap._core.reference_allocator import GIVE_BACK, SEARCH
+from ipcmap._core.reference_cells import Cell
 from places import MIB, WORDS, Place
 
 # The layout

@@ -16,7 +16,8 @@ from children import Fork
 from ipcmap import ArenaFull, BusyError, CorruptError, StaleHandle
 from ipcmap._core import reference_sections as sections
 from ipcmap._core.layout import ALLOCATOR_SECTION, BYTES_IN_USE, JOURNAL
-from ipcmap._core.reference_allocator import GIVE_BACK, Cell
+from ipcmap._core.reference_allocator import GIVE_BACK
+from ipcmap._core.reference_cells import Cell
 from places import WORDS, Place
 
 # Deaths

@@ -60,7 +60,7 @@ from errno import EBUSY, EOWNERDEAD
 from ipcmap._core import reference_parking as parking
 from ipcmap._core import reference_sections as sections
 from ipcmap._core import ring_layout as at
-from ipcmap._core.reference_allocator import Cell
+from ipcmap._core.reference_cells import Cell
 from ipcmap._core.reference_ring_blocks import NO_SLOT, RingBlocks
 from ipcmap._core.reference_ring_waiting import CLOSED, DONE
 from ipcmap._core.reference_sections import abandon, enter, inside, leave

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from ipcmap._core import reference_parking as parking
 from ipcmap._core import ring_layout as at
 from ipcmap._core.layout import Kind
-from ipcmap._core.reference_allocator import Cell
+from ipcmap._core.reference_cells import Cell
 from ipcmap._core.reference_ring import RingCore
 from ipcmap._core.reference_ring_blocks import NO_SLOT
 from ipcmap._core.reference_ring_waiting import CLOSED, DONE

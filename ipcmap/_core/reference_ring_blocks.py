@@ -50,7 +50,8 @@ from typing import NamedTuple
 from ipcmap._core import reference_parking as parking
 from ipcmap._core import ring_layout as at
 from ipcmap._core.layout import WORD, Kind
-from ipcmap._core.reference_allocator import Allocator, Cell
+from ipcmap._core.reference_allocator import Allocator
+from ipcmap._core.reference_cells import Cell
 from ipcmap._core.reference_ring_waiting import (
     CLOSED,
     DONE,

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ipcmap._core.layout import Kind
-from ipcmap._core.reference_allocator import Allocator, Cell
+from ipcmap._core.reference_allocator import Allocator
+from ipcmap._core.reference_cells import Cell
 from ipcmap._core.reference_ring_blocks import Place
 from ipcmap._core.reference_ring_producers import RingProducers
 from ipcmap._core.reference_ring_waiting import Damaged

@@ -22,7 +22,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ipcmap._core.layout import Kind
-from ipcmap._core.reference_allocator import Cell
+from ipcmap._core.reference_cells import Cell
 from ipcmap._core.reference_ring_batches import RingBatches
 from ipcmap._core.reference_sections import inside
 from ipcmap._core.ring_layout import BLOCK_HEADER, CLOSED
