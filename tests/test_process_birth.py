@@ -42,6 +42,14 @@ def exitcode(target: Callable[..., object], *args: Any) -> int | None:
     return code
 
 
+@pytest.fixture(autouse=True)
+def heeded() -> Iterator[None]:
+    """Have SIGINT heeded, as it is not in a job in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def interrupt_oneself() -> None:
     """Do what Ctrl-C does."""
     os.kill(os.getpid(), signal.SIGINT)

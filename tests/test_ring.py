@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import gc
 import os
 import queue
 import random
@@ -282,6 +283,8 @@ def test_put_many_counts_large_records_too(ring_type: type[Ring], arena: Arena) 
         ended_at.add(len(records[done]))
         assert len(ring) == done
         assert drained(ring) == records[:done]
+        del caught  # its traceback has the ring
+        gc.collect()
         assert arena.statistics().blocks == 1
 
     assert ended_at == {8, 3000}
