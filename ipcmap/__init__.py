@@ -13,7 +13,7 @@ if sys.platform != "linux" or sys.maxsize < 2**63 - 1:
         f"platform={sys.platform}, pointer={sys.maxsize.bit_length() + 1} bits"
     )
 
-from ipcmap._core import backend
+from ipcmap._core import backend, engines
 from ipcmap.arena import Arena, ArenaStatistics, ClassStatistics, default_arena
 from ipcmap.block import Block
 from ipcmap.errors import (
@@ -35,6 +35,9 @@ from ipcmap.mapping import PAGE_SIZE, Mapping
 from ipcmap.process import Process
 from ipcmap.ring import Ring, RingStatistics
 from ipcmap.sync import Lock, Semaphore
+
+if "native" in engines:
+    import ipcmap.native_ring  # noqa: F401  # what Ring makes in an arena of that engine
 
 __all__ = [
     "PAGE_SIZE",

@@ -16,7 +16,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import SupportsIndex
 
-from ipcmap._core import backend as loaded_backend
+from ipcmap._core import backend as default_engine
+from ipcmap._core import engines
 from ipcmap._core.header import check_header, write_header
 from ipcmap._core.layout import (
     MAX_PROCESSES,
@@ -83,11 +84,12 @@ class Arena:
         reserve: Bytes of addresses, 64 MiB at least. The largest block is about
             a quarter of it, and where the kernel refuses so much it is halved,
             down to 64 MiB. ``None`` = 64 times the limit, from 1 to 16 TiB.
-        backend: The engine; ``None`` = the one that ``ipcmap.backend`` names.
+        backend: The engine, ``"native"`` or ``"reference"``; ``None`` = the one that
+            ``ipcmap.backend`` names.
         max_processes: How many processes can use it at a time.
 
     Raises:
-        ValueError: A figure out of range, or an engine that is not loaded.
+        ValueError: A figure out of range, or an engine that is not built here.
         OSError: The kernel has no room even for 64 MiB (``ENOMEM``).
 
     Example:
@@ -105,7 +107,7 @@ class Arena:
         >>> arena.close()
     """
 
-    __slots__ = ("__weakref__", "_id", "_inside", "_limit", "_name", "_reserved")
+    __slots__ = ("__weakref__", "_engine", "_id", "_inside", "_limit", "_name", "_reserved")
 
     def __init__(
         self,
@@ -115,11 +117,9 @@ class Arena:
         backend: str | None = None,
         max_processes: int = 4096,
     ) -> None:
-        if backend not in (None, loaded_backend):
-            raise ValueError(
-                f"engine is not loaded: backend={backend!r}, loaded: {loaded_backend!r}; "
-                "set IPCMAP_BACKEND before the import"
-            )
+        self._engine = default_engine if backend is None else backend
+        if self._engine not in engines:
+            raise ValueError(f"engine is not built here: backend={backend!r}, built: {[*engines]}")
         if not 1 <= max_processes <= MAX_PROCESSES:
             raise ValueError(
                 f"max_processes must be 1 to {MAX_PROCESSES}: max_processes={max_processes}"
@@ -151,7 +151,7 @@ class Arena:
         allocator.initialise()
         family.on_death(_free_blocks_of_the_dead(weakref.ref(self)))
         self._inside: Inside | None = Inside(pages, words, allocator, family)
-        write_header(words, layout, engine=loaded_backend, arena_id=self._id, limit=self._limit)
+        write_header(words, layout, engine=self._engine, arena_id=self._id, limit=self._limit)
         _arenas[self._id] = self
 
     # Facts
@@ -351,7 +351,7 @@ def inherited_arena(arena_id: int) -> Arena:
             "make it before this process is forked, and do not exec"
         )
     inside = arena._open()
-    check_header(inside.words, inside.allocator.layout, engine=loaded_backend, arena_id=arena_id)
+    check_header(inside.words, inside.allocator.layout, engine=arena._engine, arena_id=arena_id)
     return arena
 
 

@@ -6,7 +6,7 @@ import ctypes
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, SupportsIndex
+from typing import Any, ClassVar, Self, SupportsIndex
 
 from ipcmap._core import reference_ring as engine
 from ipcmap._core import ring_layout as at
@@ -16,7 +16,7 @@ from ipcmap._core.reference_ring_blocks import Hand
 from ipcmap._core.reference_ring_waiting import DONE, Damaged
 from ipcmap._core.reference_sections import Reentered
 from ipcmap._deadline import Deadline
-from ipcmap.arena import Arena
+from ipcmap.arena import Arena, default_arena
 from ipcmap.errors import CorruptError, StaleHandle
 from ipcmap.loans import Attachment, Claim, Lease
 from ipcmap.pages import byte_count
@@ -84,6 +84,14 @@ class Ring(RingHandle):
     """
 
     __slots__ = ()
+
+    _accelerated: ClassVar[dict[str, type[Ring]]] = {}  # by engine; the others have this class
+
+    def __new__(cls, capacity: SupportsIndex = 1 << 20, *, arena: Arena | None = None) -> Self:
+        if cls is Ring and cls._accelerated:
+            engine = (arena or default_arena())._engine
+            return object.__new__(cls._accelerated.get(engine, cls))  # type: ignore[return-value]
+        return object.__new__(cls)
 
     def __init__(self, capacity: SupportsIndex = 1 << 20, *, arena: Arena | None = None) -> None:
         asked = byte_count("capacity", capacity)

@@ -82,7 +82,7 @@ class Structure:
         """Return a handle of a structure that is there still; called by pickle."""
         arena = inherited_arena(arena_id)
         cell = arena._open().allocator.find(offset, generation, cls._kind)
-        self = cls.__new__(cls)
+        self = object.__new__(cls)
         self._place(arena, cell)
         self._attach()
         return self

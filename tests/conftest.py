@@ -10,8 +10,7 @@ from ipcmap._core import reference_monitor
 
 pytest_plugins = ["pytester", "leftovers", "watchdog", "children", "families"]
 
-ENGINES = {"reference": sync}
-RINGS = {"reference": ipcmap.Ring}
+ENGINES = dict.fromkeys(reversed(ipcmap._core.engines), sync)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -46,9 +45,15 @@ def lock_type(engine: str) -> type[ipcmap.Lock]:
 
 
 @pytest.fixture
-def ring_type(engine: str) -> type[ipcmap.Ring]:
+def ring_type(engine: str, monkeypatch: pytest.MonkeyPatch) -> type[ipcmap.Ring]:
     """The engine's ring class."""
-    return RINGS[engine]
+    if engine == "native":
+        from ipcmap.native_ring import NativeRing
+
+        return NativeRing
+    # Subclasses aside, what Ring makes would be the native engine's otherwise.
+    monkeypatch.setattr(ipcmap.Ring, "_accelerated", {})
+    return ipcmap.Ring
 
 
 @pytest.fixture

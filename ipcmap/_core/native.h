@@ -1,0 +1,170 @@
+/* native.h -- what the C files of the native engine share: a ring as one process holds it.
+ *
+ *   native_section.c   sections: robust mutexes, and what to do when one is not free
+ *   native_ring.c      attempts to put and to get, made in a section, by one thread
+ *   native_parking.c   waiting: spin, yield, park
+ *   native_methods.c   put, get, put_many, get_many as Python calls them
+ *   native.c           the module
+ *
+ * The protocol is that of reference_ring.py, whose header names the shared fields,
+ * the sync points, and what holds if a process dies; the same names stand here.
+ * Rare paths are the Python code of the reference engine, in the same sections.
+ *
+ * Three rules keep Python out of sections:
+ *   - No function of native_ring.c, native_section.c or native_parking.c calls Python.
+ *   - A thread that holds the GIL never waits for a section; it tries, and for more
+ *     than a moment it lets go of the GIL first (the holder may be waiting for it).
+ *   - A thread that holds a section never asks for the GIL. */
+#ifndef IPCMAP_NATIVE_H
+#define IPCMAP_NATIVE_H
+
+#include <pthread.h>
+#include <semaphore.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <time.h>
+
+#include "native_layout.h"
+
+_Static_assert(ATOMIC_LLONG_LOCK_FREE == 2, "64-bit words must be stored in one step");
+_Static_assert(sizeof(_Atomic uint64_t) == 8, "a shared word is 8 bytes");
+_Static_assert(sizeof(pthread_mutex_t) <= 64, "a section is 64 bytes");
+_Static_assert(sizeof(sem_t) <= SLEEPERS, "a semaphore has the bytes before the sleepers");
+
+/* Whether a side reads the other's position without entering the other's section.
+ * In C each position is stored with release, and loaded with acquire; but the rare
+ * paths store from Python, which orders nothing. On x86-64 the processor does. */
+#ifndef IPCMAP_LOOK_DIRECTLY
+#if defined(__x86_64__)
+#define IPCMAP_LOOK_DIRECTLY 1
+#else
+#define IPCMAP_LOOK_DIRECTLY 0
+#endif
+#endif
+
+#define LIKELY(condition) __builtin_expect(!!(condition), 1)
+#define UNLIKELY(condition) __builtin_expect(!!(condition), 0)
+
+/* What an attempt or a wait came to. */
+typedef enum {
+    DONE,
+    MOVED,    /* the other side has moved on: try again */
+    NOTHING,  /* no room, or no record, as yet */
+    MISFIT,   /* the next record has another length than the one prepared for */
+    BUSY,     /* another thread holds the section */
+    UNUSUAL,  /* the reference engine is to do it: the end, a block, damage, re-entry */
+} outcome_t;
+
+typedef _Atomic uint64_t shm_word_t;
+
+/* One side's waiting: for a word of the other's, looked at in the other's section. */
+typedef struct {
+    pthread_mutex_t *shm_other_section;
+    sem_t *shm_parking;
+    int other_pos, other_ended, other_takeovers, sleepers; /* indices of words */
+    int64_t spin; /* nanoseconds that looking has lately been worth */
+} side_t;
+
+typedef struct {
+    shm_word_t *shm_words; /* the ring, in the region */
+    pthread_mutex_t *shm_producers_section, *shm_consumers_section;
+    uint64_t capacity, mask, window;
+    uint64_t inline_limit; /* longest record that needs no block */
+    side_t producers, consumers;
+} ring_t;
+
+/* Shared words: never torn, and kept in the order of the program where it matters. */
+static inline uint64_t look(const ring_t *ring, uint64_t index)
+{
+    return atomic_load_explicit(&ring->shm_words[index], memory_order_relaxed);
+}
+
+static inline uint64_t look_across(const ring_t *ring, uint64_t index)
+{
+    return atomic_load_explicit(&ring->shm_words[index], memory_order_acquire);
+}
+
+/* With release order, so that a death never shows a later store without an earlier one. */
+static inline void store(ring_t *ring, uint64_t index, uint64_t value)
+{
+    atomic_store_explicit(&ring->shm_words[index], value, memory_order_release);
+}
+
+static inline uint64_t word_at(const ring_t *ring, uint64_t pos)
+{
+    return FIRST_RECORD + ((pos & ring->mask) >> 3);
+}
+
+static inline unsigned char *bytes_at(const ring_t *ring, uint64_t pos)
+{
+    return (unsigned char *)ring->shm_words + RECORDS + HEADER + (pos & ring->mask);
+}
+
+static inline int64_t monotonic_ns(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
+}
+
+static inline void relax(void)
+{
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ __volatile__("yield");
+#endif
+}
+
+/* native_section.c */
+void native_find_clock(void);
+int native_sem_wait(sem_t *shm_parking, int64_t nanoseconds);
+outcome_t section_settle(ring_t *, pthread_mutex_t *, uint64_t takeovers, int answer);
+outcome_t section_wait(ring_t *, pthread_mutex_t *, uint64_t takeovers, int64_t nanoseconds);
+
+static inline outcome_t section_try(ring_t *ring, pthread_mutex_t *shm_section, uint64_t takeovers)
+{
+    int answer = pthread_mutex_trylock(shm_section); /* X1 enter */
+    return LIKELY(!answer) ? DONE : section_settle(ring, shm_section, takeovers, answer);
+}
+
+static inline void section_leave(pthread_mutex_t *shm_section)
+{
+    pthread_mutex_unlock(shm_section); /* X2 leave */
+}
+
+/* native_ring.c: each in its side's section, which the caller enters and leaves. */
+typedef struct {
+    const unsigned char *data;
+    uint64_t length;
+} record_t;
+
+outcome_t ring_put(ring_t *, const unsigned char *data, uint64_t length, uint64_t *seen);
+outcome_t ring_put_many(ring_t *, const record_t *, size_t count, size_t *done, uint64_t *seen);
+outcome_t ring_get(ring_t *, unsigned char *result, uint64_t *length, uint64_t *seen);
+
+typedef struct {
+    unsigned char *result;
+    uint64_t length;
+} result_t;
+
+outcome_t ring_get_many(ring_t *, const result_t *, size_t count, size_t *done, uint64_t *seen);
+outcome_t ring_peek(const ring_t *, uint64_t *pos, uint64_t end, uint64_t *length);
+
+/* native_parking.c: not with the GIL, but for parking_glance and the wakers. */
+bool parking_may_spin(void);
+bool parking_glance(const ring_t *, const side_t *, uint64_t seen);
+outcome_t parking_look(ring_t *, const side_t *, uint64_t *seen);
+bool parking_look_on(const ring_t *, side_t *, uint64_t seen, int64_t deadline);
+outcome_t parking_sleep(ring_t *, side_t *, uint64_t *seen, int64_t deadline, bool *slept);
+void parking_wake(sem_t *shm_parking);
+
+static inline void parking_wake_next(const ring_t *ring, const side_t *side)
+{
+    if (look(ring, side->sleepers))
+        parking_wake(side->shm_parking);
+}
+
+#endif

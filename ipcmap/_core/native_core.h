@@ -1,0 +1,28 @@
+/* native_core.h -- the Python side of the native engine: what native.c and native_methods.c share. */
+#ifndef IPCMAP_NATIVE_CORE_H
+#define IPCMAP_NATIVE_CORE_H
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include "native.h"
+
+/* A ring as a handle has it, in its slot `_native`. */
+typedef struct {
+    PyObject_HEAD
+    ring_t ring;
+    Py_buffer memory; /* keeps the region mapped */
+} core_t;
+
+extern PyTypeObject native_core_type;
+extern PyMethodDef native_ring_methods[];
+
+/* What native.bind() is given: the class, where its handles keep the core, and the
+ * methods of the reference engine that do what is unusual. */
+extern struct native_bound {
+    PyTypeObject *type;
+    Py_ssize_t core_offset;
+    PyObject *put, *get, *put_many, *put_rest, *get_many, *idle;
+} native_bound;
+
+#endif

@@ -1,0 +1,146 @@
+/* native_parking.c -- how a side waits for the other: look, yield, park.
+ *
+ * The C twin of reference_parking.py, which has the loop and its reasons, and of `wait`
+ * in reference_ring_waiting.py. Shared fields
+ *   semaphore    wakes, and says nothing                     the C library alone
+ *   sleepers     waiters between P1 and P4, or too many      in the section of the other
+ *                                                            side, whose position they await
+ *
+ * Sync points
+ *   P1 announce, P2 re-check   one visit of the other's section: position unmoved, not
+ *              ended, one sleeper more
+ *   P3 sleep   the semaphore, for a slice at most
+ *   P4 woken   in the section again: one sleeper less
+ *   P5 look    the other side, in its section, after its R1 or R2
+ *   P6 post    outside, if no token lies there
+ * P1, P2 and P5 are in one section, so no wake-up is lost. If a process dies between P1
+ * and P4, sleepers stays too high, which costs looks; one that dies with a token in
+ * hand, or before P6, costs a sleeper its slice.
+ *
+ * Before parking, the side looks on for as long as that has lately been worth: where
+ * the other side moves within MOST_LOOKING it pays, else each failure halves the time.
+ * Only with a second processor: with one, the other side cannot move while we look. */
+#include "native.h"
+
+#include <errno.h>
+#include <sched.h>
+
+/* Nanoseconds. */
+static const int64_t SLICE = 1000000000;    /* asleep at most; what a lost token costs */
+static const int64_t PATIENCE = 200000000;  /* for the other's section, on leaving */
+static const int64_t LOCK_SLICE = 20000000; /* of that, in one call */
+static const int64_t LEAST_LOOKING = 2000, MOST_LOOKING = 50000;
+static const int64_t PURE_LOOKING = 10000;  /* then between looks give way to others */
+static const int64_t COUNT_EVERY = 1000000000;
+
+enum { LOOKS_A_CLOCK = 8 }; /* looks between two readings of the clock */
+
+/* Whether there is a second processor to run on. Any thread may ask: the figures are hints. */
+bool parking_may_spin(void)
+{
+    static _Atomic int64_t counted_at = INT64_MIN / 2;
+    static _Atomic bool several;
+    int64_t now = monotonic_ns();
+    if (now - atomic_load_explicit(&counted_at, memory_order_relaxed) > COUNT_EVERY) {
+        cpu_set_t set;
+        bool known = !sched_getaffinity(0, sizeof set, &set);
+        atomic_store_explicit(&several, !known || CPU_COUNT(&set) > 1, memory_order_relaxed);
+        atomic_store_explicit(&counted_at, now, memory_order_relaxed);
+    }
+    return atomic_load_explicit(&several, memory_order_relaxed);
+}
+
+/* Look a few hundred nanoseconds whether the other side moves. */
+bool parking_glance(const ring_t *ring, const side_t *side, uint64_t seen)
+{
+    int64_t until = monotonic_ns() + 400;
+    do {
+        for (int looks = 0; looks < LOOKS_A_CLOCK; looks++) {
+            if (look(ring, side->other_pos) != seen)
+                return true;
+            relax();
+        }
+    } while (monotonic_ns() < until);
+    return false;
+}
+
+/* The same for longer, as long as it has been worth; true = it has moved. */
+bool parking_look_on(const ring_t *ring, side_t *side, uint64_t seen, int64_t deadline)
+{
+    int64_t begin = monotonic_ns(), now = begin;
+    while (now - begin < side->spin && now < deadline) {
+        for (int looks = 0; looks < LOOKS_A_CLOCK; looks++) {
+            if (look(ring, side->other_pos) != seen) {
+                int64_t worth = 4 * (now - begin) + LEAST_LOOKING;
+                if (worth > side->spin)
+                    side->spin = worth < MOST_LOOKING ? worth : MOST_LOOKING;
+                return true;
+            }
+            relax();
+        }
+        if (now - begin > PURE_LOOKING)
+            sched_yield();
+        now = monotonic_ns();
+    }
+    side->spin = side->spin / 2 > LEAST_LOOKING ? side->spin / 2 : LEAST_LOOKING;
+    return false;
+}
+
+/* Visit the other's section: look, and be a sleeper or be none any more. */
+static outcome_t visit(ring_t *ring, const side_t *side, uint64_t *seen, int arriving, int leaving)
+{
+    int64_t give_up = monotonic_ns() + PATIENCE;
+    outcome_t entered = section_try(ring, side->shm_other_section, side->other_takeovers);
+    while (entered == BUSY && monotonic_ns() < give_up)
+        entered = section_wait(ring, side->shm_other_section, side->other_takeovers, LOCK_SLICE);
+    if (entered != DONE)
+        return UNUSUAL;
+    uint64_t pos = look(ring, side->other_pos), ended = look(ring, side->other_ended);
+    if (leaving || (arriving && pos == *seen && !ended)) {
+        uint64_t sleepers = look(ring, side->sleepers);
+        if (arriving && sleepers < LARGEST)
+            store(ring, side->sleepers, sleepers + 1); /* P1 announce, P2 re-check */
+        else if (leaving && sleepers)
+            store(ring, side->sleepers, sleepers - 1); /* P4 woken */
+    }
+    section_leave(side->shm_other_section);
+    if (pos < *seen)
+        return UNUSUAL;
+    if (pos == *seen)
+        return ended ? UNUSUAL : NOTHING;
+    *seen = pos;
+    return MOVED;
+}
+
+/* Look across, in the other's section. */
+outcome_t parking_look(ring_t *ring, const side_t *side, uint64_t *seen)
+{
+    return visit(ring, side, seen, 0, 0);
+}
+
+/* Sleep until the other side moves beyond *seen: MOVED, NOTHING = not in this slice, or
+ * before the deadline, or a signal came; UNUSUAL = never. *slept: a token may have been
+ * ours, so that whoever leaves now is to wake the next. */
+outcome_t parking_sleep(ring_t *ring, side_t *side, uint64_t *seen, int64_t deadline, bool *slept)
+{
+    int64_t begin = monotonic_ns(), left = deadline - begin;
+    outcome_t outcome = visit(ring, side, seen, 1, 0);
+    if (outcome != NOTHING)
+        return outcome;
+    *slept = true;
+    native_sem_wait(side->shm_parking, left < 0 ? 0 : left < SLICE ? left : SLICE); /* P3 sleep */
+    if (monotonic_ns() - begin < MOST_LOOKING) /* looking on would have been worth it */
+        side->spin = 2 * side->spin < MOST_LOOKING ? 2 * side->spin : MOST_LOOKING;
+    outcome = visit(ring, side, seen, 0, 1);
+    if (outcome == UNUSUAL || (outcome == MOVED && side == &ring->producers))
+        parking_wake_next(ring, side);
+    return outcome;
+}
+
+/* Wake one sleeper, unless a token for one lies there already. */
+void parking_wake(sem_t *shm_parking)
+{
+    int value = 1;
+    if (!sem_getvalue(shm_parking, &value) && value == 0)
+        sem_post(shm_parking); /* P6 post */
+}

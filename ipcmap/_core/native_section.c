@@ -1,0 +1,90 @@
+/* native_section.c -- sections: robust, process-shared, errorcheck pthread mutexes.
+ *
+ * The C twin of reference_sections.py; its header says what a section is. A mutex is
+ * initialised by that file and written by the C library alone.
+ *
+ * Sync points
+ *   X1 enter   trylock or the timed lock succeeded: all stores of the last owner are seen
+ *   X2 leave   unlock, after the owner's last store (section_leave)
+ *
+ * If a process dies between X1 and X2, the next to enter gets EOWNERDEAD, makes the
+ * mutex consistent and counts the takeover. There is nothing to repair: each change of
+ * a ring is one store. Dying between EOWNERDEAD and consistent() hands it to the next
+ * in the same way.
+ *
+ * Not here: waiting for long, and its deadline. Whoever does not get a section in a
+ * slice leaves the rest to reference_sections.enter, which runs signal handlers. */
+#include "native.h"
+
+#include <dlfcn.h>
+#include <errno.h>
+
+/* The monotonic clock for waits, from glibc 2.30 on; musl and older ones have the wall clock. */
+typedef int clocklock_t(pthread_mutex_t *, clockid_t, const struct timespec *);
+typedef int clockwait_t(sem_t *, clockid_t, const struct timespec *);
+static clocklock_t *clocklock;
+static clockwait_t *clockwait;
+
+enum { TRIES = 24 }; /* before sleeping: some microseconds; a section is held for less */
+
+void native_find_clock(void)
+{
+    clocklock = (clocklock_t *)dlsym(RTLD_DEFAULT, "pthread_mutex_clocklock");
+    clockwait = (clockwait_t *)dlsym(RTLD_DEFAULT, "sem_clockwait");
+}
+
+static struct timespec after(clockid_t clock, int64_t nanoseconds)
+{
+    struct timespec moment;
+    clock_gettime(clock, &moment);
+    nanoseconds += moment.tv_nsec;
+    moment.tv_sec += nanoseconds / 1000000000;
+    moment.tv_nsec = nanoseconds % 1000000000;
+    return moment;
+}
+
+/* Sleep until there is a token, for so long at most; 0, or errno. */
+int native_sem_wait(sem_t *shm_parking, int64_t nanoseconds)
+{
+    clockid_t clock = clockwait ? CLOCK_MONOTONIC : CLOCK_REALTIME;
+    struct timespec until = after(clock, nanoseconds);
+    int answer = clockwait ? clockwait(shm_parking, clock, &until) : sem_timedwait(shm_parking, &until);
+    return answer ? errno : 0;
+}
+
+static outcome_t take_over(ring_t *ring, pthread_mutex_t *shm_section, uint64_t takeovers)
+{
+    if (pthread_mutex_consistent(shm_section))
+        return UNUSUAL;
+    store(ring, takeovers, look(ring, takeovers) + 1);
+    return DONE;
+}
+
+/* Finish what trylock began: DONE = entered, BUSY = not within a moment, or UNUSUAL. */
+outcome_t section_settle(ring_t *ring, pthread_mutex_t *shm_section, uint64_t takeovers, int answer)
+{
+    for (int tries = 0; answer == EBUSY && tries < TRIES; tries++) {
+        for (int pauses = 0; pauses <= tries; pauses++)
+            relax();
+        answer = pthread_mutex_trylock(shm_section); /* X1 enter */
+    }
+    if (!answer)
+        return DONE;
+    if (answer == EOWNERDEAD)
+        return take_over(ring, shm_section, takeovers);
+    return answer == EBUSY ? BUSY : UNUSUAL;
+}
+
+/* Wait for a section, for so long at most, as section_settle. Not with the GIL. */
+outcome_t section_wait(ring_t *ring, pthread_mutex_t *shm_section, uint64_t takeovers, int64_t nanoseconds)
+{
+    clockid_t clock = clocklock ? CLOCK_MONOTONIC : CLOCK_REALTIME;
+    struct timespec until = after(clock, nanoseconds);
+    int answer = clocklock ? clocklock(shm_section, clock, &until)
+                           : pthread_mutex_timedlock(shm_section, &until); /* X1 enter */
+    if (!answer)
+        return DONE;
+    if (answer == EOWNERDEAD)
+        return take_over(ring, shm_section, takeovers);
+    return answer == ETIMEDOUT ? BUSY : UNUSUAL;
+}

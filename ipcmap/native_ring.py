@@ -1,0 +1,50 @@
+"""The ring of an arena of the native engine, whose four busiest methods are written in C."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ipcmap._core import native
+from ipcmap.ring import Ring
+
+__all__ = ["NativeRing"]
+
+
+class NativeRing(native.RingMethods, Ring):
+    """What :class:`ipcmap.Ring` makes in such an arena.
+
+    ``put``, ``get``, ``put_many`` and ``get_many`` are those of C, which call Ring's own
+    for whatever is unusual. All others are Ring's: it is the same ring in shared memory.
+    """
+
+    __slots__ = ("_native",)
+
+    def _attach(self) -> None:
+        super()._attach()
+        self._native = native.Core(self._memory, self._core.capacity, self._inline)
+
+    def _put_rest(self, records: Sequence[bytes], done: int, timeout: float | None) -> None:
+        """Put the records of a batch from ``done`` on."""
+        try:
+            Ring.put_many(self, records[done:], timeout)
+        except Exception as error:
+            error.put = done + getattr(error, "put", 0)  # type: ignore[attr-defined]
+            raise
+
+    def _idle(self) -> None:
+        """Look after the family, after a slice of waiting in which nothing came."""
+        self._check()
+        self._arena._sweep_if_due()
+
+
+native.bind(
+    NativeRing,
+    NativeRing.__dict__["_native"],
+    put=Ring.put,
+    get=Ring.get,
+    put_many=Ring.put_many,
+    put_rest=NativeRing._put_rest,
+    get_many=Ring.get_many,
+    idle=NativeRing._idle,
+)
+Ring._accelerated["native"] = NativeRing
