@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Iterator
+
 import pytest
 
 import ipcmap
@@ -13,6 +16,9 @@ pytest_plugins = ["pytester", "leftovers", "watchdog", "children", "families"]
 ENGINES = dict.fromkeys(reversed(ipcmap._core.engines), sync)
 
 
+collect_ignore_glob = [] if "native" in ENGINES else ["test_native_*.py"]
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--engine", choices=[*ENGINES], help="run on this engine alone")
 
@@ -21,6 +27,15 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "engine" in metafunc.fixturenames:
         only = metafunc.config.getoption("engine")
         metafunc.parametrize("engine", [only] if only else [*ENGINES])
+
+
+@pytest.fixture
+def native_arena() -> Iterator[ipcmap.Arena]:
+    """An arena of the native engine; that it can be closed shows that no ring is left."""
+    arena = ipcmap.Arena(1 << 30, backend="native")
+    yield arena
+    gc.collect()
+    arena.close()
 
 
 @pytest.fixture

@@ -1,0 +1,267 @@
+"""The native engine's ring when its users wait, are interrupted, or are killed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import random
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from types import FrameType
+
+import pytest
+
+from children import Child, Fork
+from ipcmap import Arena, ClosedError, Mapping, Ring
+
+
+def in_a_wait(ring: Ring) -> Callable[[], bool]:
+    """Return what says whether anybody sleeps."""
+
+    def sleeps() -> bool:
+        facts = ring.statistics()
+        return bool(facts.waiting_consumers or facts.waiting_producers)
+
+    return sleeps
+
+
+WAITS: list[Callable[[Ring], object]] = [
+    lambda ring: ring.get(),
+    lambda ring: ring.get_many(timeout=60),
+    lambda ring: [*map(ring.put, [b"x" * 20] * 9)],
+    lambda ring: ring.put_many([b"x" * 20] * 9),
+]
+
+
+@pytest.mark.parametrize("wait", WAITS)
+def test_a_handler_that_raises_ends_a_wait_at_once_and_unchanged(
+    wait: Callable[[Ring], object], native_arena: Arena
+) -> None:
+    """No sleeper is left counted, and the ring goes on."""
+    ring = Ring(64, arena=native_arena)
+
+    class Raised(Exception):
+        pass
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        raise Raised
+
+    begin = time.monotonic()
+    previous = signal.signal(signal.SIGALRM, handle)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.1)
+        with pytest.raises(Raised):
+            wait(ring)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+
+    assert time.monotonic() - begin >= 0.1
+    assert not in_a_wait(ring)()
+    ring.put(b"on", 0) if not len(ring) else ring.get(0)
+
+
+def test_a_handler_may_use_the_ring_whose_wait_it_interrupts(native_arena: Arena) -> None:
+    """No section is held in a wait."""
+    ring = Ring(arena=native_arena)
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        ring.put(b"from the handler")
+
+    previous = signal.signal(signal.SIGALRM, handle)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        assert ring.get() == b"from the handler"
+    finally:
+        signal.signal(signal.SIGALRM, previous)
+
+
+def test_handlers_that_raise_anywhere_break_nothing(
+    native_arena: Arena, chance: random.Random
+) -> None:
+    """What returned is in the ring; C is never broken off."""
+
+    class Raised(Exception):
+        pass
+
+    armed: list[bool] = []
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if armed:
+            armed.clear()
+            raise Raised
+
+    def attempt(call: Callable[[], object]) -> bool:
+        """Call, and have the handler raise at some moment in it or beside; False = it did."""
+        try:
+            armed.append(True)
+            signal.setitimer(signal.ITIMER_REAL, chance.uniform(1e-6, 3e-5))
+            call()
+            armed.clear()
+        except Raised:
+            return False
+        return True
+
+    def take() -> None:
+        with contextlib.suppress(queue.Empty):
+            taken.extend(ring.get_many(timeout=0))
+
+    ring, put, taken, raised = Ring(4096, arena=native_arena), list[bytes](), list[bytes](), 0
+    previous = signal.signal(signal.SIGALRM, handle)
+    try:
+        for number in range(2000):
+            put.append(b"%d" % number)
+            raised += not attempt(partial(ring.put, put[-1], 0))
+            raised += not attempt(take)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+
+    assert raised
+    assert len(set(taken)) == len(taken)
+    assert set(taken) <= set(put)
+    assert taken == sorted(taken, key=int)
+
+
+def test_threads_of_one_process_wait_for_each_other(native_arena: Arena) -> None:
+    """Who waits lets go of the GIL."""
+    there, back = (Ring(64, arena=native_arena) for _ in range(2))
+    received: list[bytes] = []
+
+    def echo() -> None:
+        for _ in range(500):
+            back.put(there.get())
+
+    thread = threading.Thread(target=echo)
+    thread.start()
+    for number in range(500):
+        there.put(b"%d" % number)
+        received.append(back.get())
+    thread.join()
+
+    assert received == [b"%d" % number for number in range(500)]
+
+
+@pytest.mark.parametrize("processors", [1, 2])
+@pytest.mark.parametrize(("producers", "consumers"), [(1, 1), (3, 1), (1, 3), (3, 3)])
+def test_everything_arrives_once_and_in_order(
+    processors: int, producers: int, consumers: int, native_arena: Arena, fork: Fork
+) -> None:
+    """On one processor too, where nobody looks on; one by one and in batches."""
+    count = 2000
+    ring, log = Ring(1024, arena=native_arena), Ring(1 << 22, arena=native_arena)
+    allowed = sorted(os.sched_getaffinity(0))[:processors]
+
+    def produce(name: int) -> None:
+        os.sched_setaffinity(0, allowed)
+        for number in range(0, count, 4):
+            ring.put(b"%d %d" % (name, number))
+            ring.put_many(b"%d %d" % (name, number + more) for more in (1, 2, 3))
+
+    def consume(name: int) -> None:
+        os.sched_setaffinity(0, allowed)
+        while True:
+            try:
+                log.put_many(ring.get_many(3) if name % 2 else [ring.get()])
+            except ClosedError:
+                return
+
+    givers = [fork(produce, name) for name in range(producers)]
+    takers = [fork(consume, name) for name in range(consumers)]
+    assert [giver.wait() for giver in givers] == [0] * producers
+    ring.close()
+    assert [taker.wait() for taker in takers] == [0] * consumers
+
+    received = [tuple(map(int, record.split())) for record in log.get_many()]
+    assert sorted(received) == [(n, m) for n in range(producers) for m in range(count)]
+    if consumers == 1:
+        for name in range(producers):
+            assert [m for n, m in received if n == name] == [*range(count)]
+    facts = ring.statistics()
+    assert (facts.waiting_producers, facts.waiting_consumers, facts.recoveries) == (0, 0, 0)
+
+
+# Deaths
+
+
+@pytest.mark.parametrize(
+    "kills", [150, pytest.param(5000, marks=[pytest.mark.stress, pytest.mark.timeout(1200)])]
+)
+@pytest.mark.parametrize("capacity", [512, 1 << 16])
+def test_a_storm_of_kills_loses_no_committed_record(
+    kills: int, capacity: int, native_arena: Arena, chance: random.Random, fork: Fork
+) -> None:
+    """Three producers and three consumers, killed at random moments and replaced.
+
+    What a producer noted as put comes out once, unless it was in the hands of a
+    consumer that was killed: one record of a get, or a batch. Nobody is stuck.
+    """
+    ring, log = Ring(capacity, arena=native_arena), Ring(1 << 27, arena=native_arena)
+    notes = Mapping.anonymous(8 * (kills + 6))
+    noted = notes.view().cast("Q")  # records that each producer knows to be in
+    batch = 5
+
+    def produce(name: int) -> None:
+        some, number = random.Random(name), 0
+        while True:
+            count = some.randrange(1, batch)
+            records = [
+                b"%d %d." % (name, number + more) + bytes(some.randrange(60))
+                for more in range(count)
+            ]
+            if some.random() < 0.5:
+                ring.put_many(records)
+            else:
+                count = 1
+                ring.put(records[0])
+            number += count
+            noted[name] = number
+
+    def consume(name: int) -> None:
+        while True:
+            records = ring.get_many(batch) if name % 2 else [ring.get()]
+            log.put_many(record[: record.index(b".")] for record in records)
+
+    places = {place: place for place in range(6)}  # who works where: producers, then consumers
+
+    def start(name: int, place: int) -> Child:
+        places[place] = name
+        return fork(produce if place < 3 else consume, name)
+
+    alive = [start(place, place) for place in range(6)]
+    lost_at_most = 0
+    for name in range(6, 6 + kills):
+        time.sleep(chance.expovariate(300))
+        place = chance.randrange(6)
+        alive[place].kill()
+        lost_at_most += batch * (place >= 3)
+        alive[place] = start(name, place)
+    for place in range(3):
+        before = noted[places[place]]
+        while noted[places[place]] == before:
+            time.sleep(0.001)
+    for child in alive:
+        child.kill()
+        lost_at_most += batch
+
+    received = [tuple(map(int, record.split())) for record in log.get_many()]
+    left = ring.get_many() if len(ring) else []
+    received += [tuple(map(int, record[: record.index(b".")].split())) for record in left]
+    times = Counter(received)
+    lost = [
+        (name, number)
+        for name in range(6 + kills)
+        for number in range(noted[name])
+        if (name, number) not in times
+    ]
+    print(f"received={len(received)}, lost={len(lost)}, recoveries={ring.statistics().recoveries}")
+    assert max(times.values()) == 1
+    assert len(lost) <= lost_at_most
+    assert all(number < noted[name] + batch for name, number in times)
+    ring.put(b"on", 5)
+    assert ring.get(5) == b"on"
