@@ -23,7 +23,8 @@ static void set_side(ring_t *ring, side_t *side, bool produces)
     side->other_ended = produces ? ENDED : CLOSED;
     side->other_takeovers = produces ? CONSUMERS_TAKEOVERS : PRODUCERS_TAKEOVERS;
     side->sleepers = produces ? PRODUCERS_SLEEPING : CONSUMERS_SLEEPING;
-    side->spin = 20000;
+    atomic_init(&side->worth, 20000);
+    atomic_init(&side->waits, 0);
 }
 
 static PyObject *core_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)

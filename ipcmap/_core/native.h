@@ -64,7 +64,8 @@ typedef struct {
     pthread_mutex_t *shm_other_section;
     sem_t *shm_parking;
     int other_pos, other_ended, other_takeovers, sleepers; /* indices of words */
-    int64_t spin; /* nanoseconds that looking has lately been worth */
+    _Atomic int64_t worth;  /* nanoseconds of looking on that have lately paid */
+    _Atomic uint64_t waits; /* since they do not */
 } side_t;
 
 typedef struct {

@@ -17,9 +17,11 @@
  * and P4, sleepers stays too high, which costs looks; one that dies with a token in
  * hand, or before P6, costs a sleeper its slice.
  *
- * Before parking, the side looks on for as long as that has lately been worth: where
- * the other side moves within MOST_LOOKING it pays, else each failure halves the time.
- * Only with a second processor: with one, the other side cannot move while we look. */
+ * Before parking, the side looks on for as long as that has lately been worth: each
+ * failure halves the time, to nothing in the end, and a success makes it several times
+ * what it took. Where it is nothing, one wait in PROBE_EVERY tries again. So a side whose
+ * peer answers at once never sleeps, and one that waits for long, or shares a processor
+ * with its peer, sleeps at once. With a single processor nobody looks on. */
 #include "native.h"
 
 #include <errno.h>
@@ -29,11 +31,15 @@
 static const int64_t SLICE = 1000000000;    /* asleep at most; what a lost token costs */
 static const int64_t PATIENCE = 200000000;  /* for the other's section, on leaving */
 static const int64_t LOCK_SLICE = 20000000; /* of that, in one call */
-static const int64_t LEAST_LOOKING = 2000, MOST_LOOKING = 50000;
+static const int64_t GLANCE = 400;          /* with the GIL */
+static const int64_t LEAST_LOOKING = 2000, MOST_LOOKING = 50000, PROBE = 20000;
 static const int64_t PURE_LOOKING = 10000;  /* then between looks give way to others */
 static const int64_t COUNT_EVERY = 1000000000;
 
-enum { LOOKS_A_CLOCK = 8 }; /* looks between two readings of the clock */
+enum {
+    LOOKS_A_CLOCK = 8, /* looks between two readings of the clock */
+    PROBE_EVERY = 32,
+};
 
 /* Whether there is a second processor to run on. Any thread may ask: the figures are hints. */
 bool parking_may_spin(void)
@@ -53,7 +59,7 @@ bool parking_may_spin(void)
 /* Look a few hundred nanoseconds whether the other side moves. */
 bool parking_glance(const ring_t *ring, const side_t *side, uint64_t seen)
 {
-    int64_t until = monotonic_ns() + 400;
+    int64_t until = monotonic_ns() + GLANCE;
     do {
         for (int looks = 0; looks < LOOKS_A_CLOCK; looks++) {
             if (look(ring, side->other_pos) != seen)
@@ -68,12 +74,18 @@ bool parking_glance(const ring_t *ring, const side_t *side, uint64_t seen)
 bool parking_look_on(const ring_t *ring, side_t *side, uint64_t seen, int64_t deadline)
 {
     int64_t begin = monotonic_ns(), now = begin;
-    while (now - begin < side->spin && now < deadline) {
+    int64_t worth = atomic_load_explicit(&side->worth, memory_order_relaxed), tried = worth;
+    if (!worth) {
+        if (atomic_fetch_add_explicit(&side->waits, 1, memory_order_relaxed) % PROBE_EVERY)
+            return false;
+        tried = PROBE;
+    }
+    while (now - begin < tried && now < deadline) {
         for (int looks = 0; looks < LOOKS_A_CLOCK; looks++) {
             if (look(ring, side->other_pos) != seen) {
-                int64_t worth = 4 * (now - begin) + LEAST_LOOKING;
-                if (worth > side->spin)
-                    side->spin = worth < MOST_LOOKING ? worth : MOST_LOOKING;
+                int64_t ample = 4 * (now - begin) + LEAST_LOOKING;
+                ample = ample < worth ? worth : ample < MOST_LOOKING ? ample : MOST_LOOKING;
+                atomic_store_explicit(&side->worth, ample, memory_order_relaxed);
                 return true;
             }
             relax();
@@ -82,7 +94,7 @@ bool parking_look_on(const ring_t *ring, side_t *side, uint64_t seen, int64_t de
             sched_yield();
         now = monotonic_ns();
     }
-    side->spin = side->spin / 2 > LEAST_LOOKING ? side->spin / 2 : LEAST_LOOKING;
+    atomic_store_explicit(&side->worth, worth < LEAST_LOOKING ? 0 : worth / 2, memory_order_relaxed);
     return false;
 }
 
@@ -123,14 +135,12 @@ outcome_t parking_look(ring_t *ring, const side_t *side, uint64_t *seen)
  * ours, so that whoever leaves now is to wake the next. */
 outcome_t parking_sleep(ring_t *ring, side_t *side, uint64_t *seen, int64_t deadline, bool *slept)
 {
-    int64_t begin = monotonic_ns(), left = deadline - begin;
+    int64_t left = deadline - monotonic_ns();
     outcome_t outcome = visit(ring, side, seen, 1, 0);
     if (outcome != NOTHING)
         return outcome;
     *slept = true;
     native_sem_wait(side->shm_parking, left < 0 ? 0 : left < SLICE ? left : SLICE); /* P3 sleep */
-    if (monotonic_ns() - begin < MOST_LOOKING) /* looking on would have been worth it */
-        side->spin = 2 * side->spin < MOST_LOOKING ? 2 * side->spin : MOST_LOOKING;
     outcome = visit(ring, side, seen, 0, 1);
     if (outcome == UNUSUAL || (outcome == MOVED && side == &ring->producers))
         parking_wake_next(ring, side);
