@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import os
 import queue
 import random
 import signal
+import tempfile
 import threading
 import time
 from collections import Counter, defaultdict
@@ -17,7 +19,10 @@ from types import FrameType
 import pytest
 
 from children import Child, Fork
-from ipcmap import Arena, ClosedError, Mapping, Ring
+from ipcmap import PAGE_SIZE, Arena, ClosedError, Mapping, Ring
+from ipcmap._core import libc
+from ipcmap._core import reference_sections as sections
+from ipcmap._core import ring_layout as at
 
 
 def in_a_wait(ring: Ring) -> Callable[[], bool]:
@@ -187,6 +192,113 @@ def test_everything_arrives_once_and_in_order(
 
 
 # Deaths
+
+
+@pytest.mark.parametrize("get", [lambda ring: ring.get(0), lambda ring: ring.get_many(timeout=0)])
+def test_padding_without_a_record_gives_room_back(
+    get: Callable[[Ring], object], native_arena: Arena
+) -> None:
+    """A producer that died between the two leaves no room taken for ever."""
+    ring = Ring(256, arena=native_arena)
+    for _ in range(2):
+        ring.put(b"x" * 92)
+        ring.get()
+    core = ring._core
+    assert core._note_room(core._words[at.READ_POS], 104)
+    assert core.backlog() == 48
+
+    with pytest.raises(queue.Empty):
+        get(ring)
+
+    assert core.backlog() == 0
+
+
+@pytest.mark.parametrize("section", [at.PRODUCERS_SECTION, at.CONSUMERS_SECTION])
+def test_the_section_of_the_dead_is_taken_over(
+    section: int, native_arena: Arena, fork: Fork
+) -> None:
+    """And the takeover is counted, once."""
+    ring = Ring(arena=native_arena)
+    assert fork(sections.trylock, ring._address + section).wait() == 0
+
+    ring.put(b"x")
+    ring.put_many([b"y", b"z"])
+
+    assert [ring.get(), *ring.get_many()] == [b"x", b"y", b"z"]
+    assert ring.statistics().recoveries == 1
+
+
+def test_a_producer_that_dies_in_the_middle_of_its_bytes_has_put_nothing(
+    native_arena: Arena, fork: Fork
+) -> None:
+    """The file that it puts is cut short beneath the copy: SIGBUS, inside the section."""
+    ring = Ring(arena=native_arena)
+    ring.put(b"before")
+
+    def put_what_is_gone() -> None:
+        with tempfile.TemporaryFile() as file:
+            file.truncate(4 * PAGE_SIZE)
+            mapping = Mapping.file(file.fileno())
+            view = mapping.view()[: 3 * PAGE_SIZE]
+            file.truncate(PAGE_SIZE)
+            faulthandler.disable()
+            ring.put(view)
+
+    assert fork(put_what_is_gone).wait() == -signal.SIGBUS
+    ring.put(b"after")
+
+    assert ring.get_many() == [b"before", b"after"]
+    assert ring.statistics().recoveries == 1
+
+
+def test_a_consumer_that_dies_in_the_middle_of_its_copy_has_taken_nothing(
+    native_arena: Arena, fork: Fork
+) -> None:
+    """The pages of the record are no longer readable to it: SIGSEGV, inside the section."""
+    ring = Ring(arena=native_arena)
+    ring.put(b"x" * 3 * PAGE_SIZE)
+
+    def take() -> None:
+        faulthandler.disable()
+        libc.mprotect((ring._address | PAGE_SIZE - 1) + 1, PAGE_SIZE, 0)
+        ring.get()
+
+    assert fork(take).wait() == -signal.SIGSEGV
+
+    assert ring.get() == b"x" * 3 * PAGE_SIZE
+    assert ring.statistics().recoveries == 1
+
+
+@pytest.mark.parametrize("section", [at.PRODUCERS_SECTION, at.CONSUMERS_SECTION])
+def test_a_stopped_holder_delays_others_and_hangs_nobody(
+    section: int, native_arena: Arena, fork: Fork
+) -> None:
+    """A timeout holds, and another thread of the one who waits goes on."""
+    ring = Ring(arena=native_arena)
+    ring.put(b"x")
+
+    def hold() -> None:
+        sections.trylock(ring._address + section)
+        os.kill(os.getpid(), signal.SIGSTOP)
+        sections.unlock(ring._address + section)
+
+    holder = fork(hold)
+    os.waitpid(holder.pid, os.WUNTRACED)
+    if section == at.PRODUCERS_SECTION:
+        with pytest.raises(queue.Full):
+            ring.put(b"y", 0.05)
+        thread = threading.Thread(target=ring.put, args=[b"y"])
+    else:
+        with pytest.raises(queue.Empty):
+            ring.get(0.05)
+        thread = threading.Thread(target=ring.get)
+    thread.start()
+    thread.join(0.1)
+    assert thread.is_alive()
+
+    os.kill(holder.pid, signal.SIGCONT)
+    thread.join()
+    assert holder.wait() == 0
 
 
 @pytest.mark.parametrize(

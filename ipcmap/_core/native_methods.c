@@ -443,6 +443,7 @@ static bool prepare(const ring_t *ring, PyObject *list, Py_ssize_t most, uint64_
         end = stop;
     if (pos > end)
         pos = end;
+    uint64_t begin = pos;
     attempt->count = 0;
     *outcome = DONE;
     while (attempt->count < CHUNK && (Py_ssize_t)attempt->count < most && total < WINDOW) {
@@ -459,9 +460,17 @@ static bool prepare(const ring_t *ring, PyObject *list, Py_ssize_t most, uint64_
         if (failed)
             return false;
     }
-    if (*outcome == NOTHING)
-        attempt->seen = end;
-    return true;
+    if (attempt->count || *outcome != NOTHING)
+        return true;
+    attempt->seen = end;
+    if (pos == begin)
+        return true;
+    /* Padding alone, which a producer may be waiting for: an attempt at no bytes takes it. */
+    PyObject *record = PyBytes_FromStringAndSize(NULL, 0);
+    int failed = !record || PyList_Append(list, record);
+    Py_XDECREF(record);
+    results[attempt->count++] = (result_t){.result = (unsigned char *)"", .length = 0};
+    return !failed;
 }
 
 static PyObject *get_many(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames)
