@@ -21,7 +21,9 @@ class NativeRing(native.RingMethods, Ring):
 
     def _attach(self) -> None:
         super()._attach()
-        self._native = native.Core(self._memory, self._core.capacity, self._inline)
+        self._native = native.Core(
+            self._memory, self._core.capacity, self._inline, self._words, self._tag_at, self._tag
+        )
 
     def _put_rest(self, records: Sequence[bytes], done: int, timeout: float | None) -> None:
         """Put the records of a batch from ``done`` on."""

@@ -17,18 +17,18 @@ from collections.abc import Callable
 import pytest
 
 from ipcmap import Arena, ClosedError, Ring
-from ipcmap._core import native, ring_layout
+from ipcmap._core import layout, native, ring_layout
 from ipcmap.native_ring import NativeRing
 
 
 def test_both_files_of_offsets_say_the_same() -> None:
     """native_layout.h mirrors ring_layout.py."""
-    in_python = {name: getattr(ring_layout, name) for name in native.layout}
+    in_python = {name: getattr(ring_layout, name, layout.OWNER) for name in native.layout}
 
     assert in_python == native.layout
     shared = {name for name in vars(ring_layout) if name.isupper()}
     assert shared - set(native.layout) == {
-        "WORD_MASK", "BLOCK_HEADER", "B_RING", "B_RING_GENERATION", "B_POS", "B_NBYTES",
+        "WORD_MASK", "BLOCK_HEADER", "B_RING", "B_RING_GENERATION", "B_POS", "B_NBYTES", "B_CALL",
     }  # fmt: skip
 
 
@@ -119,7 +119,7 @@ def test_a_handle_that_is_not_attached_is_an_error() -> None:
     with pytest.raises(TypeError):
         native.RingMethods.put(object(), b"x")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="no ring has such figures"):
-        native.Core(memoryview(bytearray(1000)), 1024, 10)
+        native.Core(memoryview(bytearray(1000)), 1024, 10, memoryview(bytearray(8)), 0, 0)
 
 
 # The same ring

@@ -29,27 +29,32 @@ static void set_side(ring_t *ring, side_t *side, bool produces)
 
 static PyObject *core_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"memory", "capacity", "inline_limit", NULL};
-    PyObject *memory;
-    unsigned long long capacity, inline_limit;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OKK", names, &memory, &capacity, &inline_limit))
+    static char *names[] = {"memory", "capacity", "inline_limit", "words", "tag_at", "tag", NULL};
+    PyObject *memory, *words;
+    unsigned long long capacity, inline_limit, tag_at, tag;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OKKOKK", names, &memory, &capacity,
+                                     &inline_limit, &words, &tag_at, &tag))
         return NULL;
     core_t *self = (core_t *)type->tp_alloc(type, 0);
     if (!self)
         return NULL;
-    if (PyObject_GetBuffer(memory, &self->memory, PyBUF_WRITABLE)) {
+    if (PyObject_GetBuffer(memory, &self->memory, PyBUF_WRITABLE) ||
+        PyObject_GetBuffer(words, &self->words, PyBUF_WRITABLE)) {
         Py_DECREF(self);
         return NULL;
     }
     if (capacity < MIN_CAPACITY || capacity > MAX_CAPACITY || capacity & (capacity - 1) ||
         (uint64_t)self->memory.len < RECORDS + capacity || (uintptr_t)self->memory.buf % 64 ||
-        inline_limit > capacity / 2 - HEADER) {
+        inline_limit > capacity / 2 - HEADER || tag_at >= (uint64_t)self->words.len / 8 ||
+        (uintptr_t)self->words.buf % 64) {
         PyErr_Format(PyExc_ValueError,
                      "no ring has such figures: nbytes=%zd, capacity=%llu, inline_limit=%llu",
                      self->memory.len, capacity, inline_limit);
         Py_DECREF(self);
         return NULL;
     }
+    self->shm_tag = (shm_word_t *)self->words.buf + tag_at;
+    self->tag = tag;
     ring_t *ring = &self->ring;
     unsigned char *shm = self->memory.buf;
     ring->shm_words = (shm_word_t *)self->memory.buf;
@@ -68,6 +73,8 @@ static void core_dealloc(PyObject *self)
 {
     if (((core_t *)self)->memory.obj)
         PyBuffer_Release(&((core_t *)self)->memory);
+    if (((core_t *)self)->words.obj)
+        PyBuffer_Release(&((core_t *)self)->words);
     Py_TYPE(self)->tp_free(self);
 }
 
@@ -126,7 +133,7 @@ static int add_layout(PyObject *module)
         const char *name;
         uint64_t value;
     } entries[] = {
-        ENTRY(PRODUCERS_SECTION), ENTRY(CONSUMERS_PARKING), ENTRY(CONSUMERS_SECTION),
+        ENTRY(OWNER), ENTRY(PRODUCERS_SECTION), ENTRY(CONSUMERS_PARKING), ENTRY(CONSUMERS_SECTION),
         ENTRY(PRODUCERS_PARKING), ENTRY(RECORDS), ENTRY(WRITE_POS), ENTRY(ROOM_END),
         ENTRY(SEEN_READ_POS), ENTRY(CLOSED), ENTRY(PUTS), ENTRY(PRODUCERS_TAKEOVERS),
         ENTRY(CONSUMERS_SLEEPING), ENTRY(READ_POS), ENTRY(SEEN_WRITE_POS), ENTRY(ENDED),

@@ -8,7 +8,15 @@ layout: dict[str, int]
 
 @final
 class Core:
-    def __new__(cls, memory: memoryview, capacity: int, inline_limit: int) -> Core: ...
+    def __new__(
+        cls,
+        memory: memoryview,
+        capacity: int,
+        inline_limit: int,
+        words: memoryview,
+        tag_at: int,
+        tag: int,
+    ) -> Core: ...
 
 class RingMethods:
     def put(self, data: Any, timeout: float | None = None) -> None: ...

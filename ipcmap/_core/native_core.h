@@ -11,7 +11,9 @@
 typedef struct {
     PyObject_HEAD
     ring_t ring;
-    Py_buffer memory; /* keeps the region mapped */
+    Py_buffer memory, words; /* of the ring, and of its arena; keep the region mapped */
+    const shm_word_t *shm_tag; /* of the ring's block */
+    uint64_t tag;              /* what it is, but for the owner, while the handle is good */
 } core_t;
 
 extern PyTypeObject native_core_type;

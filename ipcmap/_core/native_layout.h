@@ -41,6 +41,8 @@ enum {
 
 enum { HEADER = 8 }; /* bytes before a record's own */
 
+#define OWNER ((UINT64_C(1) << 20) - 1) /* in the tag of a block: layout.py */
+
 #define LENGTH_MASK UINT64_C(0xffffffff)
 #define KIND_BITS (UINT64_C(3) << 32)
 #define RECORD UINT64_C(0)

@@ -14,6 +14,7 @@
 #include "native_core.h"
 
 #include <math.h>
+#include <string.h>
 
 enum {
     CHUNK = 256,    /* records that are prepared for one section */
@@ -39,6 +40,12 @@ static core_t *core_of(PyObject *self)
     }
     PyErr_Format(PyExc_TypeError, "ring is not attached: type=%s", Py_TYPE(self)->tp_name);
     return NULL;
+}
+
+/* Whether the ring was not destroyed, as far as can be seen from outside. */
+static inline bool is_good(const core_t *core)
+{
+    return (atomic_load_explicit(core->shm_tag, memory_order_relaxed) & ~OWNER) == core->tag;
 }
 
 /* Sort up to two arguments by place or name; false = something for the reference engine. */
@@ -222,7 +229,7 @@ static verdict_t wait_for_other(PyObject *self, core_t *core, side_t *side, uint
 static void pass_on(const core_t *core, bool waited)
 {
     const ring_t *ring = &core->ring;
-    if (waited && (look(ring, READ_POS) != look(ring, WRITE_POS) || look(ring, CLOSED)))
+    if (waited && (look(ring, READ_POS) != look(ring, WRITE_POS) || look(ring, RETURNED) || look(ring, CLOSED)))
         parking_wake_next(ring, &ring->consumers);
 }
 
@@ -238,18 +245,21 @@ static PyObject *put(PyObject *self, PyObject *const *args, Py_ssize_t nargs, Py
     core_t *core = core_of(self);
     if (!core)
         return NULL;
-    if (!sorted(args, nargs, kwnames, names, values) || !values[0] || !moment_of(values[1], &deadline))
+    if (!sorted(args, nargs, kwnames, names, values) || !values[0] ||
+        !moment_of(values[1], &deadline) || !is_good(core))
         goto reference;
     if (LIKELY(PyBytes_CheckExact(values[0]))) {
         attempt.data = (const unsigned char *)PyBytes_AS_STRING(values[0]);
         attempt.length = (uint64_t)PyBytes_GET_SIZE(values[0]);
     } else {
-        if (PyObject_GetBuffer(values[0], &view, PyBUF_C_CONTIGUOUS)) {
+        if (PyObject_GetBuffer(values[0], &view, PyBUF_C_CONTIGUOUS | PyBUF_FORMAT)) {
             if (!PyErr_ExceptionMatches(PyExc_Exception))
                 goto done;
             PyErr_Clear();
             goto reference;
         }
+        if (view.format && strchr(view.format, 'O'))
+            goto reference; /* perhaps Python objects */
         attempt.data = view.buf;
         attempt.length = (uint64_t)view.len;
     }
@@ -313,7 +323,8 @@ static PyObject *put_many(PyObject *self, PyObject *const *args, Py_ssize_t narg
     core_t *core = core_of(self);
     if (!core)
         return NULL;
-    if (!sorted(args, nargs, kwnames, names, values) || !values[0] || !moment_of(values[1], &deadline)) {
+    if (!sorted(args, nargs, kwnames, names, values) || !values[0] ||
+        !moment_of(values[1], &deadline) || !is_good(core)) {
         result = as_called(native_bound.put_many, self, args, nargs, kwnames);
         goto done;
     }
@@ -385,7 +396,7 @@ static PyObject *get(PyObject *self, PyObject *const *args, Py_ssize_t nargs, Py
     if (!core)
         return NULL;
     ring_t *ring = &core->ring;
-    if (!sorted(args, nargs, kwnames, names, values) || !moment_of(values[0], &deadline)) {
+    if (!sorted(args, nargs, kwnames, names, values) || !moment_of(values[0], &deadline) || !is_good(core)) {
         record = as_called(native_bound.get, self, args, nargs, kwnames);
         Py_DECREF(core);
         return record;
@@ -487,7 +498,7 @@ static PyObject *get_many(PyObject *self, PyObject *const *args, Py_ssize_t narg
     if (!core)
         return NULL;
     ring_t *ring = &core->ring;
-    bool plain = sorted(args, nargs, kwnames, names, values) && moment_of(values[1], &deadline);
+    bool plain = sorted(args, nargs, kwnames, names, values) && moment_of(values[1], &deadline) && is_good(core);
     if (plain && values[0] && values[0] != Py_None) {
         most = PyLong_CheckExact(values[0]) ? PyLong_AsSsize_t(values[0]) : -1;
         PyErr_Clear();
