@@ -13,8 +13,7 @@ from ipcmap._core import reference_monitor
 
 pytest_plugins = ["pytester", "leftovers", "watchdog", "children", "families"]
 
-ENGINES = dict.fromkeys(reversed(ipcmap._core.engines), sync)
-
+ENGINES = dict.fromkeys(reversed(ipcmap._core.engines), sync)  # locks are one for both
 
 collect_ignore_glob = [] if "native" in ENGINES else ["test_native_*.py"]
 
