@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from ipcmap._core import native
 from ipcmap.ring import Ring
@@ -24,6 +25,9 @@ class NativeRing(native.RingMethods, Ring):
         self._native = native.Core(
             self._memory, self._core.capacity, self._inline, self._words, self._tag_at, self._tag
         )
+
+    def __reduce__(self) -> tuple[Any, tuple[int, int, int]]:
+        return Ring._restored, super().__reduce__()[1]
 
     def _put_rest(self, records: Sequence[bytes], done: int, timeout: float | None) -> None:
         """Put the records of a batch from ``done`` on."""

@@ -16,7 +16,7 @@ from ipcmap._core.reference_ring_blocks import Hand
 from ipcmap._core.reference_ring_waiting import DONE, Damaged
 from ipcmap._core.reference_sections import Reentered
 from ipcmap._deadline import Deadline
-from ipcmap.arena import Arena, default_arena
+from ipcmap.arena import Arena, default_arena, inherited_arena
 from ipcmap.errors import CorruptError, StaleHandle
 from ipcmap.loans import Attachment, Claim, Lease
 from ipcmap.pages import byte_count
@@ -101,6 +101,15 @@ class Ring(RingHandle):
         self._make(arena, engine.nbytes(rounded), at.RECORDS + at.HEADER)
         engine.initialise(self._memory, self._address, rounded)
         self._attach()
+
+    @classmethod
+    def _restored(cls, arena_id: int, offset: int, generation: int) -> Self:
+        if cls is Ring and cls._accelerated:
+            engine = inherited_arena(arena_id)._engine
+            chosen: Any = cls._accelerated.get(engine, super())
+            ring: Self = chosen._restored(arena_id, offset, generation)
+            return ring
+        return super()._restored(arena_id, offset, generation)
 
     # Producers
 

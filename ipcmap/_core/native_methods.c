@@ -484,6 +484,23 @@ static bool prepare(const ring_t *ring, PyObject *list, Py_ssize_t most, uint64_
     return !failed;
 }
 
+/* Add what the reference engine takes, if the next record is one for it. Its errors are
+ * for the next call, but for those that end more than a call. */
+static bool add_unusual(PyObject *self, const ring_t *ring, PyObject *list, Py_ssize_t most, uint64_t stop)
+{
+    uint64_t pos = look(ring, READ_POS), length;
+    if (ring_peek(ring, &pos, stop, &length) != UNUSUAL)
+        return true;
+    PyObject *more = PyObject_CallFunction(native_bound.get_many, "Oni", self, most, 0);
+    bool added = more && !PyList_SetSlice(list, PyList_GET_SIZE(list), PyList_GET_SIZE(list), more);
+    Py_XDECREF(more);
+    if (!added && PyErr_ExceptionMatches(PyExc_Exception)) {
+        PyErr_Clear();
+        return true;
+    }
+    return added;
+}
+
 static PyObject *get_many(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames)
 {
     static const char *const names[2] = {"max_records", "timeout"};
@@ -531,7 +548,7 @@ static PyObject *get_many(PyObject *self, PyObject *const *args, Py_ssize_t narg
         if (attempted && outcome == DONE && attempt.done == attempt.count && look(ring, READ_POS) < stop)
             continue;
         if (taken)
-            goto done;
+            break;
         stop = 0;
         if (attempted && outcome == MISFIT) {
             misfits++;
@@ -546,8 +563,11 @@ static PyObject *get_many(PyObject *self, PyObject *const *args, Py_ssize_t narg
         if (verdict == GIVE_UP)
             break;
     }
-    if (taken)
+    if (taken) {
+        if (taken < most && look(ring, READ_POS) < stop && !add_unusual(self, ring, list, most - taken, stop))
+            goto failed;
         goto done;
+    }
     PyObject *left = timeout_left(deadline), *number = PyLong_FromSsize_t(most);
     Py_CLEAR(list);
     if (left && number) {
