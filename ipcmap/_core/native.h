@@ -3,7 +3,8 @@
  *   native_section.c   sections: robust mutexes, and what to do when one is not free
  *   native_ring.c      attempts to put and to get, made in a section, by one thread
  *   native_parking.c   waiting: spin, yield, park
- *   native_methods.c   put, get, put_many, get_many as Python calls them
+ *   native_call.c      put, get, put_many, get_many as Python calls them,
+ *                      with native_put.c and native_get.c
  *   native.c           the module
  *
  * The protocol is that of reference_ring.py, whose header names the shared fields,

@@ -1,4 +1,4 @@
-/* native_core.h -- the Python side of the native engine: what native.c and native_methods.c share. */
+/* native_core.h -- the Python side of the native engine: what native.c and the native_call files share. */
 #ifndef IPCMAP_NATIVE_CORE_H
 #define IPCMAP_NATIVE_CORE_H
 

@@ -1,0 +1,143 @@
+/* native_call.c -- arguments, and waiting between attempts; native_call.h says what a call is. */
+#include "native_call.h"
+
+#include <math.h>
+
+struct native_bound native_bound;
+
+/* Arguments */
+
+/* Return the core of a handle, as a new reference. */
+core_t *core_of(PyObject *self)
+{
+    if (LIKELY(native_bound.type && PyObject_TypeCheck(self, native_bound.type))) {
+        PyObject *core = *(PyObject **)((char *)self + native_bound.core_offset);
+        if (LIKELY(core && Py_TYPE(core) == &native_core_type)) {
+            Py_INCREF(core);
+            return (core_t *)core;
+        }
+    }
+    PyErr_Format(PyExc_TypeError, "ring is not attached: type=%s", Py_TYPE(self)->tp_name);
+    return NULL;
+}
+
+/* Sort up to two arguments by place or name; false = something for the reference engine. */
+bool sorted(PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames,
+                   const char *const names[2], PyObject *values[2])
+{
+    Py_ssize_t most = names[1] ? 2 : 1, named = kwnames ? PyTuple_GET_SIZE(kwnames) : 0;
+    if (nargs + named > most)
+        return false;
+    for (Py_ssize_t index = 0; index < nargs; index++)
+        values[index] = args[index];
+    for (Py_ssize_t index = 0; index < named; index++) {
+        PyObject *name = PyTuple_GET_ITEM(kwnames, index);
+        Py_ssize_t place = 0;
+        while (place < most && PyUnicode_CompareWithASCIIString(name, names[place]))
+            place++;
+        if (place == most || values[place])
+            return false;
+        values[place] = args[nargs + index];
+    }
+    return true;
+}
+
+/* Turn a timeout into a moment; false = no timeout. */
+bool moment_of(PyObject *timeout, int64_t *deadline)
+{
+    *deadline = FOR_EVER;
+    if (!timeout || timeout == Py_None)
+        return true;
+    double seconds = PyFloat_AsDouble(timeout);
+    if (seconds == -1.0 && PyErr_Occurred()) {
+        PyErr_Clear();
+        return false;
+    }
+    if (isnan(seconds))
+        return false;
+    if (seconds < 1e9)
+        *deadline = monotonic_ns() + (seconds > 0 ? (int64_t)(seconds * 1e9) : 0);
+    return true;
+}
+
+/* Return what is left of a timeout, for the reference engine. */
+PyObject *timeout_left(int64_t deadline)
+{
+    if (deadline == FOR_EVER)
+        Py_RETURN_NONE;
+    int64_t left = deadline - monotonic_ns();
+    return PyFloat_FromDouble(left > 0 ? (double)left * 1e-9 : 0.0);
+}
+
+/* Call a method of the reference engine as we were called. */
+PyObject *as_called(PyObject *method, PyObject *self, PyObject *const *args,
+                           Py_ssize_t nargs, PyObject *kwnames)
+{
+    Py_ssize_t count = nargs + (kwnames ? PyTuple_GET_SIZE(kwnames) : 0);
+    PyObject **all = PyMem_New(PyObject *, count + 1);
+    if (!all)
+        return PyErr_NoMemory();
+    all[0] = self;
+    for (Py_ssize_t index = 0; index < count; index++)
+        all[index + 1] = args[index];
+    PyObject *result = PyObject_Vectorcall(method, all, (size_t)nargs + 1, kwnames);
+    PyMem_Free(all);
+    return result;
+}
+
+/* Waiting */
+
+/* Wait until it is worth another attempt. FAILED = a signal handler raised; GIVE_UP = the
+ * time is over, or the reference engine is to say what there is. */
+verdict_t wait_for_other(PyObject *self, core_t *core, side_t *side, uint64_t *seen,
+                                int64_t deadline, bool *waited)
+{
+    ring_t *ring = &core->ring;
+    outcome_t outcome = NOTHING;
+    bool moved = false, slept = false;
+    if (deadline != FOR_EVER && monotonic_ns() >= deadline)
+        return GIVE_UP;
+    if (PyErr_CheckSignals())
+        return FAILED;
+    bool may_spin = parking_may_spin();
+    if (IPCMAP_LOOK_DIRECTLY && may_spin && parking_glance(ring, side, *seen))
+        return GO_ON;
+    Py_BEGIN_ALLOW_THREADS
+    if (!IPCMAP_LOOK_DIRECTLY)
+        outcome = parking_look(ring, side, seen);
+    if (outcome == NOTHING && may_spin)
+        moved = parking_look_on(ring, side, *seen, deadline);
+    if (moved && !IPCMAP_LOOK_DIRECTLY)
+        outcome = parking_look(ring, side, seen);
+    Py_END_ALLOW_THREADS
+    if (PyErr_CheckSignals())
+        return FAILED;
+    if (outcome != NOTHING)
+        return outcome == MOVED ? GO_ON : GIVE_UP;
+    if (moved)
+        return GO_ON;
+    Py_BEGIN_ALLOW_THREADS
+    outcome = parking_sleep(ring, side, seen, deadline, &slept);
+    Py_END_ALLOW_THREADS
+    *waited |= slept;
+    if (PyErr_CheckSignals()) {
+        if (slept)
+            parking_wake_next(ring, side);
+        return FAILED;
+    }
+    if (outcome != NOTHING)
+        return outcome == MOVED ? GO_ON : GIVE_UP;
+    if (deadline != FOR_EVER && monotonic_ns() >= deadline)
+        return GIVE_UP;
+    PyObject *nothing = PyObject_CallOneArg(native_bound.idle, self);
+    Py_XDECREF(nothing);
+    return nothing ? GO_ON : FAILED;
+}
+
+#define METHOD(name)                                                                               \
+    {#name, (PyCFunction)(void (*)(void))native_##name, METH_FASTCALL | METH_KEYWORDS,                     \
+     PyDoc_STR("See ipcmap.Ring." #name ".")}
+
+PyMethodDef native_ring_methods[] = {
+    METHOD(put), METHOD(get), METHOD(put_many), METHOD(get_many), {NULL, NULL, 0, NULL},
+};

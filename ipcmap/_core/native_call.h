@@ -1,0 +1,109 @@
+/* native_call.h -- a call of Ring.put, get, put_many or get_many: attempts, and waits between.
+ *
+ * A call makes attempts (native_ring.c) in its side's section and waits between them
+ * (native_parking.c) as Ring promises. Whatever is unusual is left to the method of
+ * the same name that the reference engine has, called outside of any section: other
+ * arguments than these understand, errors, the end, a record in a block, a returned
+ * lease, damage, a section that is not to be had for long, the end of the timeout.
+ *
+ * Signal handlers run between attempts, with no section held and no sleeper counted;
+ * who had slept then wakes the next (P4), for the token may have been theirs. */
+#ifndef IPCMAP_NATIVE_CALL_H
+#define IPCMAP_NATIVE_CALL_H
+
+#include "native_core.h"
+
+static const int64_t LOCK_SLICE = 20000000; /* nanoseconds in which a section is to be had */
+static const int64_t FOR_EVER = INT64_MAX;
+
+enum { CHUNK = 256 }; /* records that are prepared for one section */
+
+/* native_call.c */
+core_t *core_of(PyObject *self);
+bool sorted(PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames,
+            const char *const names[2], PyObject *values[2]);
+bool moment_of(PyObject *timeout, int64_t *deadline);
+PyObject *timeout_left(int64_t deadline);
+PyObject *as_called(PyObject *method, PyObject *self, PyObject *const *args, Py_ssize_t nargs,
+                    PyObject *kwnames);
+
+/* Whether the ring was not destroyed, as far as can be seen from outside. */
+static inline bool is_good(const core_t *core)
+{
+    return (atomic_load_explicit(core->shm_tag, memory_order_relaxed) & ~OWNER) == core->tag;
+}
+
+/* Attempts */
+
+typedef struct {
+    enum { PUT, PUT_MANY, GET, GET_MANY } what;
+    const unsigned char *data;
+    unsigned char *result;
+    uint64_t length;
+    const record_t *records;
+    const result_t *results;
+    size_t count, done;
+    uint64_t seen;     /* the other side's position, by which the attempt went */
+    uint64_t sleepers; /* of the other side */
+} attempt_t;
+
+/* Make an attempt, in the section, and leave it. */
+static inline __attribute__((always_inline)) outcome_t
+make(ring_t *ring, attempt_t *attempt, pthread_mutex_t *shm_section, const side_t *other)
+{
+    outcome_t outcome;
+    switch (attempt->what) {
+    case PUT:
+        outcome = ring_put(ring, attempt->data, attempt->length, &attempt->seen);
+        break;
+    case PUT_MANY:
+        outcome = ring_put_many(ring, attempt->records, attempt->count, &attempt->done, &attempt->seen);
+        break;
+    case GET:
+        outcome = ring_get(ring, attempt->result, &attempt->length, &attempt->seen);
+        break;
+    default:
+        outcome = ring_get_many(ring, attempt->results, attempt->count, &attempt->done, &attempt->seen);
+    }
+    attempt->sleepers = look(ring, other->sleepers); /* P5 look */
+    section_leave(shm_section);
+    return outcome;
+}
+
+/* Enter the section, make an attempt, and wake a sleeper of the other side. With the GIL,
+ * which is let go where the section is not free: its holder may be waiting for it. */
+static inline __attribute__((always_inline)) outcome_t try_to(core_t *core, attempt_t *attempt)
+{
+    ring_t *ring = &core->ring;
+    bool puts = attempt->what == PUT || attempt->what == PUT_MANY;
+    pthread_mutex_t *shm_section = puts ? ring->shm_producers_section : ring->shm_consumers_section;
+    const side_t *other = puts ? &ring->consumers : &ring->producers;
+    uint64_t takeovers = puts ? PRODUCERS_TAKEOVERS : CONSUMERS_TAKEOVERS;
+    outcome_t outcome = section_try(ring, shm_section, takeovers);
+    attempt->sleepers = 0;
+    if (LIKELY(outcome == DONE)) {
+        outcome = make(ring, attempt, shm_section, other);
+    } else if (outcome == BUSY) {
+        Py_BEGIN_ALLOW_THREADS
+        outcome = section_wait(ring, shm_section, takeovers, LOCK_SLICE);
+        if (outcome == DONE)
+            outcome = make(ring, attempt, shm_section, other);
+        Py_END_ALLOW_THREADS
+    }
+    if (UNLIKELY(attempt->sleepers))
+        parking_wake(other->shm_parking); /* P6 post */
+    return outcome;
+}
+
+typedef enum { FAILED = -1, GIVE_UP, GO_ON } verdict_t;
+
+verdict_t wait_for_other(PyObject *self, core_t *core, side_t *side, uint64_t *seen,
+                         int64_t deadline, bool *waited);
+
+/* native_put.c, native_get.c */
+PyObject *native_put(PyObject *, PyObject *const *, Py_ssize_t, PyObject *);
+PyObject *native_put_many(PyObject *, PyObject *const *, Py_ssize_t, PyObject *);
+PyObject *native_get(PyObject *, PyObject *const *, Py_ssize_t, PyObject *);
+PyObject *native_get_many(PyObject *, PyObject *const *, Py_ssize_t, PyObject *);
+
+#endif

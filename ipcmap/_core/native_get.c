@@ -1,0 +1,224 @@
+/* native_get.c -- Ring.get and Ring.get_many. See native_call.h.
+ *
+ * Results are allocated before a section is entered, for a record whose length was
+ * guessed from outside; inside, the guess is checked, and what does not fit stays in
+ * the ring. Nothing that was taken can be lost for want of memory. */
+#include "native_call.h"
+
+enum { MISFITS = 100 }; /* guesses that others made wrong, before the reference engine is asked */
+
+/* A consumer that had slept wakes the next, if it leaves anything behind. */
+static void pass_on(const core_t *core, bool waited)
+{
+    const ring_t *ring = &core->ring;
+    if (waited && (look(ring, READ_POS) != look(ring, WRITE_POS) || look(ring, RETURNED) || look(ring, CLOSED)))
+        parking_wake_next(ring, &ring->consumers);
+}
+
+/* Look from outside up to where there are records, for a guess. */
+static uint64_t glimpse(const ring_t *ring, uint64_t read_pos, bool all)
+{
+    uint64_t end = look(ring, SEEN_WRITE_POS);
+    return all || end == read_pos ? look_across(ring, WRITE_POS) : end;
+}
+
+PyObject *native_get(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames)
+{
+    static const char *const names[2] = {"timeout", NULL};
+    PyObject *values[2] = {NULL, NULL}, *record = NULL;
+    bool waited = false;
+    int64_t deadline;
+    attempt_t attempt = {.what = GET};
+    core_t *core = core_of(self);
+    if (!core)
+        return NULL;
+    ring_t *ring = &core->ring;
+    if (!sorted(args, nargs, kwnames, names, values) || !moment_of(values[0], &deadline) || !is_good(core)) {
+        record = as_called(native_bound.get, self, args, nargs, kwnames);
+        Py_DECREF(core);
+        return record;
+    }
+    for (int misfits = 0; misfits < MISFITS;) {
+        uint64_t pos = look(ring, READ_POS), end = glimpse(ring, pos, false);
+        outcome_t outcome = ring_peek(ring, &pos, end, &attempt.length);
+        if (outcome == UNUSUAL)
+            attempt.length = 0; /* it may have changed by the time we are inside */
+        if (outcome == NOTHING && IPCMAP_LOOK_DIRECTLY && pos == look(ring, READ_POS) && !look(ring, RETURNED)) {
+            attempt.seen = end;
+        } else {
+            do {
+                if (outcome == NOTHING || outcome == UNUSUAL)
+                    attempt.length = 0;
+                record = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)attempt.length);
+                if (!record)
+                    goto done;
+                attempt.result = (unsigned char *)PyBytes_AS_STRING(record);
+                outcome = try_to(core, &attempt);
+                if (LIKELY(outcome == DONE))
+                    goto done;
+                Py_CLEAR(record);
+            } while (outcome == MISFIT && attempt.length <= ring->inline_limit && ++misfits < MISFITS);
+        }
+        if (outcome != NOTHING)
+            break;
+        verdict_t verdict =
+            wait_for_other(self, core, &ring->consumers, &attempt.seen, deadline, &waited);
+        if (verdict == FAILED)
+            goto done;
+        if (verdict == GIVE_UP)
+            break;
+    }
+    PyObject *left = timeout_left(deadline);
+    if (left) {
+        PyObject *again[2] = {self, left};
+        pass_on(core, waited);
+        record = PyObject_Vectorcall(native_bound.get, again, 2, NULL);
+        Py_DECREF(left);
+    }
+done:
+    pass_on(core, waited);
+    Py_DECREF(core);
+    return record;
+}
+
+/* Add records of the lengths that lie before us to a list, for an attempt to fill them. */
+static bool prepare(const ring_t *ring, PyObject *list, Py_ssize_t most, uint64_t stop,
+                    result_t *results, attempt_t *attempt, outcome_t *outcome)
+{
+    uint64_t pos = look(ring, READ_POS), total = 0, length;
+    uint64_t end = glimpse(ring, pos, IPCMAP_LOOK_DIRECTLY);
+    if (stop && end > stop)
+        end = stop;
+    if (pos > end)
+        pos = end;
+    uint64_t begin = pos;
+    attempt->count = 0;
+    *outcome = DONE;
+    while (attempt->count < CHUNK && (Py_ssize_t)attempt->count < most && total < WINDOW) {
+        if ((*outcome = ring_peek(ring, &pos, end, &length)) != DONE)
+            break;
+        PyObject *record = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)length);
+        if (!record)
+            return false;
+        results[attempt->count].result = (unsigned char *)PyBytes_AS_STRING(record);
+        results[attempt->count++].length = length;
+        total += TAKES(length);
+        int failed = PyList_Append(list, record);
+        Py_DECREF(record);
+        if (failed)
+            return false;
+    }
+    if (attempt->count || *outcome != NOTHING)
+        return true;
+    attempt->seen = end;
+    if (pos == begin)
+        return true;
+    /* Padding alone, which a producer may be waiting for: an attempt at no bytes takes it. */
+    PyObject *record = PyBytes_FromStringAndSize(NULL, 0);
+    int failed = !record || PyList_Append(list, record);
+    Py_XDECREF(record);
+    results[attempt->count++] = (result_t){.result = (unsigned char *)"", .length = 0};
+    return !failed;
+}
+
+/* Add what the reference engine takes, if the next record is one for it. Its errors are
+ * for the next call, but for those that end more than a call. */
+static bool add_unusual(PyObject *self, const ring_t *ring, PyObject *list, Py_ssize_t most, uint64_t stop)
+{
+    uint64_t pos = look(ring, READ_POS), length;
+    if (ring_peek(ring, &pos, stop, &length) != UNUSUAL)
+        return true;
+    PyObject *more = PyObject_CallFunction(native_bound.get_many, "Oni", self, most, 0);
+    bool added = more && !PyList_SetSlice(list, PyList_GET_SIZE(list), PyList_GET_SIZE(list), more);
+    Py_XDECREF(more);
+    if (!added && PyErr_ExceptionMatches(PyExc_Exception)) {
+        PyErr_Clear();
+        return true;
+    }
+    return added;
+}
+
+PyObject *native_get_many(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames)
+{
+    static const char *const names[2] = {"max_records", "timeout"};
+    PyObject *values[2] = {NULL, NULL}, *list = NULL;
+    Py_ssize_t most = PY_SSIZE_T_MAX, taken = 0;
+    result_t results[CHUNK];
+    bool waited = false;
+    int64_t deadline;
+    uint64_t stop = 0;
+    attempt_t attempt = {.what = GET_MANY, .results = results};
+    core_t *core = core_of(self);
+    if (!core)
+        return NULL;
+    ring_t *ring = &core->ring;
+    bool plain = sorted(args, nargs, kwnames, names, values) && moment_of(values[1], &deadline) && is_good(core);
+    if (plain && values[0] && values[0] != Py_None) {
+        most = PyLong_CheckExact(values[0]) ? PyLong_AsSsize_t(values[0]) : -1;
+        PyErr_Clear();
+    }
+    if (!plain || most < 1) {
+        list = as_called(native_bound.get_many, self, args, nargs, kwnames);
+        Py_DECREF(core);
+        return list;
+    }
+    list = PyList_New(0);
+    if (!list)
+        goto done;
+    for (int misfits = 0; misfits < MISFITS && taken < most;) {
+        outcome_t outcome;
+        if (!prepare(ring, list, most - taken, stop, results, &attempt, &outcome)) {
+            if (!taken)
+                goto failed;
+            PyErr_Clear(); /* want of memory: what was taken is returned all the same */
+            attempt.count = 0;
+        }
+        bool attempted = attempt.count;
+        if (attempted) {
+            if (!stop)
+                stop = look_across(ring, WRITE_POS);
+            outcome = try_to(core, &attempt);
+            taken += outcome == DONE ? (Py_ssize_t)attempt.done : 0;
+        }
+        if (taken < PyList_GET_SIZE(list) && PyList_SetSlice(list, taken, PyList_GET_SIZE(list), NULL))
+            goto failed;
+        if (attempted && outcome == DONE && attempt.done == attempt.count && look(ring, READ_POS) < stop)
+            continue;
+        if (taken)
+            break;
+        stop = 0;
+        if (attempted && outcome == MISFIT) {
+            misfits++;
+            continue;
+        }
+        if (outcome != NOTHING || look(ring, RETURNED))
+            break;
+        verdict_t verdict =
+            wait_for_other(self, core, &ring->consumers, &attempt.seen, deadline, &waited);
+        if (verdict == FAILED)
+            goto failed;
+        if (verdict == GIVE_UP)
+            break;
+    }
+    if (taken) {
+        if (taken < most && look(ring, READ_POS) < stop && !add_unusual(self, ring, list, most - taken, stop))
+            goto failed;
+        goto done;
+    }
+    PyObject *left = timeout_left(deadline), *number = PyLong_FromSsize_t(most);
+    Py_CLEAR(list);
+    if (left && number) {
+        PyObject *again[3] = {self, number, left};
+        pass_on(core, waited);
+        list = PyObject_Vectorcall(native_bound.get_many, again, 3, NULL);
+    }
+    Py_XDECREF(left);
+    Py_XDECREF(number);
+    goto done;
+failed:
+    Py_CLEAR(list);
+done:
+    pass_on(core, waited);
+    Py_DECREF(core);
+    return list;
+}

@@ -1,0 +1,145 @@
+/* native_put.c -- Ring.put and Ring.put_many. See native_call.h. */
+#include "native_call.h"
+
+#include <string.h>
+
+PyObject *native_put(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames)
+{
+    static const char *const names[2] = {"data", "timeout"};
+    PyObject *values[2] = {NULL, NULL}, *result = NULL;
+    Py_buffer view = {.obj = NULL};
+    int64_t deadline;
+    attempt_t attempt = {.what = PUT};
+    core_t *core = core_of(self);
+    if (!core)
+        return NULL;
+    if (!sorted(args, nargs, kwnames, names, values) || !values[0] ||
+        !moment_of(values[1], &deadline) || !is_good(core))
+        goto reference;
+    if (LIKELY(PyBytes_CheckExact(values[0]))) {
+        attempt.data = (const unsigned char *)PyBytes_AS_STRING(values[0]);
+        attempt.length = (uint64_t)PyBytes_GET_SIZE(values[0]);
+    } else {
+        if (PyObject_GetBuffer(values[0], &view, PyBUF_C_CONTIGUOUS | PyBUF_FORMAT)) {
+            if (!PyErr_ExceptionMatches(PyExc_Exception))
+                goto done;
+            PyErr_Clear();
+            goto reference;
+        }
+        if (view.format && strchr(view.format, 'O'))
+            goto reference; /* perhaps Python objects */
+        attempt.data = view.buf;
+        attempt.length = (uint64_t)view.len;
+    }
+    if (attempt.length > core->ring.inline_limit)
+        goto reference;
+    for (;;) {
+        bool waited = false;
+        outcome_t outcome = try_to(core, &attempt);
+        if (LIKELY(outcome == DONE)) {
+            result = Py_NewRef(Py_None);
+            goto done;
+        }
+        if (outcome != NOTHING)
+            break;
+        verdict_t verdict =
+            wait_for_other(self, core, &core->ring.producers, &attempt.seen, deadline, &waited);
+        if (verdict == FAILED)
+            goto done;
+        if (verdict == GIVE_UP)
+            break;
+    }
+    PyObject *left = timeout_left(deadline);
+    if (left) {
+        PyObject *again[3] = {self, values[0], left};
+        result = PyObject_Vectorcall(native_bound.put, again, 3, NULL);
+        Py_DECREF(left);
+    }
+    goto done;
+reference:
+    result = as_called(native_bound.put, self, args, nargs, kwnames);
+done:
+    if (view.obj)
+        PyBuffer_Release(&view);
+    Py_DECREF(core);
+    return result;
+}
+
+/* Say in an error how many records went in. */
+static void note_put(Py_ssize_t went_in)
+{
+    PyObject *type, *error, *traceback;
+    if (!PyErr_ExceptionMatches(PyExc_Exception))
+        return;
+    PyErr_Fetch(&type, &error, &traceback);
+    PyErr_NormalizeException(&type, &error, &traceback);
+    PyObject *number = PyLong_FromSsize_t(went_in);
+    if (!number || PyObject_SetAttrString(error, "put", number))
+        PyErr_Clear();
+    Py_XDECREF(number);
+    PyErr_Restore(type, error, traceback);
+}
+
+PyObject *native_put_many(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames)
+{
+    static const char *const names[2] = {"records", "timeout"};
+    PyObject *values[2] = {NULL, NULL}, *batch = NULL, *result = NULL;
+    record_t records[CHUNK];
+    Py_ssize_t count, went_in = 0;
+    int64_t deadline;
+    attempt_t attempt = {.what = PUT_MANY, .records = records};
+    core_t *core = core_of(self);
+    if (!core)
+        return NULL;
+    if (!sorted(args, nargs, kwnames, names, values) || !values[0] ||
+        !moment_of(values[1], &deadline) || !is_good(core)) {
+        result = as_called(native_bound.put_many, self, args, nargs, kwnames);
+        goto done;
+    }
+    batch = PySequence_Tuple(values[0]); /* other threads may change a list meanwhile */
+    if (!batch)
+        goto done;
+    count = PyTuple_GET_SIZE(batch);
+    for (Py_ssize_t index = 0; index < count; index++) {
+        PyObject *record = PyTuple_GET_ITEM(batch, index);
+        if (!PyBytes_CheckExact(record) || (uint64_t)PyBytes_GET_SIZE(record) > core->ring.inline_limit)
+            goto reference;
+    }
+    while (went_in < count) {
+        bool waited = false;
+        for (attempt.count = 0; attempt.count < CHUNK && went_in + (Py_ssize_t)attempt.count < count; attempt.count++) {
+            PyObject *record = PyTuple_GET_ITEM(batch, went_in + (Py_ssize_t)attempt.count);
+            records[attempt.count].data = (const unsigned char *)PyBytes_AS_STRING(record);
+            records[attempt.count].length = (uint64_t)PyBytes_GET_SIZE(record);
+        }
+        outcome_t outcome = try_to(core, &attempt);
+        if (outcome == DONE) {
+            went_in += (Py_ssize_t)attempt.done;
+            continue;
+        }
+        if (outcome != NOTHING)
+            goto reference;
+        verdict_t verdict =
+            wait_for_other(self, core, &core->ring.producers, &attempt.seen, deadline, &waited);
+        if (verdict == GIVE_UP)
+            goto reference;
+        if (verdict == FAILED) {
+            note_put(went_in);
+            goto done;
+        }
+    }
+    result = Py_NewRef(Py_None);
+    goto done;
+reference: {
+    PyObject *left = timeout_left(deadline), *number = PyLong_FromSsize_t(went_in);
+    PyObject *rest[4] = {self, batch, number, left};
+    if (left && number)
+        result = PyObject_Vectorcall(native_bound.put_rest, rest, 4, NULL);
+    Py_XDECREF(left);
+    Py_XDECREF(number);
+}
+done:
+    Py_XDECREF(batch);
+    Py_DECREF(core);
+    return result;
+}
