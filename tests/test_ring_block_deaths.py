@@ -59,6 +59,7 @@ def deaths(
 
     Until one completes it, before and after each store. Then nothing may be left of the ring.
     """
+    ipcmap.default_arena().sweep()  # of what earlier tests left dead
     for before in (True, False):
         for store in count(1):
             at_first, ring = blocks(), Ring(CAPACITY)
@@ -212,6 +213,7 @@ def test_a_sweeper_killed_at_any_store_is_completed_by_the_next(
 def test_a_process_killed_while_it_destroys_leaves_what_another_can_destroy(fork: Fork) -> None:
     """Its blocks go with it or with the ring."""
     records = [LARGE[0], SMALL[0], LARGE[1]]
+    ipcmap.default_arena().sweep()  # of what earlier tests left dead
     for before in (True, False):
         for store in count(1):
             at_first, ring = blocks(), Ring(CAPACITY)
