@@ -26,6 +26,7 @@ from ipcmap.structure import free_quietly
 __all__ = ["Ring", "RingStatistics"]
 
 _FOR_EVER = Deadline(None)
+_IDENTITY = ~OWNER  # of a tag: all but whose it is
 
 
 @dataclass(frozen=True)
@@ -134,10 +135,10 @@ class Ring(RingHandle):
         if type(data) is not bytes:
             data = bytes_of(data)
         if timeout is None and len(data) <= self._inline:
-            if self._words[self._tag_at] & ~OWNER != self._tag:
+            if self._words[self._tag_at] & _IDENTITY != self._tag:
                 self._check()
             try:
-                if self._try_put(data) == DONE:
+                if self._try_put(data) == DONE or self._core.put_soon(data) == DONE:
                     return
             except (Damaged, Reentered) as error:
                 raise self._told(error) from None
@@ -264,10 +265,12 @@ class Ring(RingHandle):
             StaleHandle: The ring was destroyed.
         """
         if timeout is None:
-            if self._words[self._tag_at] & ~OWNER != self._tag:
+            if self._words[self._tag_at] & _IDENTITY != self._tag:
                 self._check()
             try:
                 record = self._try_get()
+                if type(record) is int:
+                    record = self._core.get_soon(record)
             except (Damaged, Reentered) as error:
                 raise self._told(error) from None
             if type(record) is bytes:

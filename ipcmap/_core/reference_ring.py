@@ -62,7 +62,7 @@ from ipcmap._core import reference_sections as sections
 from ipcmap._core import ring_layout as at
 from ipcmap._core.reference_cells import Cell
 from ipcmap._core.reference_ring_blocks import NO_SLOT, RingBlocks
-from ipcmap._core.reference_ring_waiting import CLOSED, DONE
+from ipcmap._core.reference_ring_waiting import CLOSED, DONE, Damaged
 from ipcmap._core.reference_sections import abandon, enter, inside, leave
 from ipcmap._core.ring_layout import (
     CONSUMERS_SLEEPING,
@@ -84,6 +84,8 @@ from ipcmap._deadline import Deadline
 __all__ = ["NO_SLOT", "RingCore", "initialise", "nbytes"]
 
 _FOR_EVER = Deadline(None)
+_ENOUGH = 1 << 12  # bytes
+_GLANCES = range(120)  # 3 us: what comes so soon is not worth the ways of a wait
 
 
 def nbytes(capacity: int) -> int:
@@ -104,8 +106,13 @@ def initialise(memory: memoryview, address: int, capacity: int) -> None:
 class RingCore(RingBlocks):
     """A ring as one process holds it. Its methods make one attempt each; ``wait`` waits."""
 
-    def put(self, data: bytes | memoryview, deadline: Deadline = _FOR_EVER) -> int:
+    def put(self, data: bytes | memoryview, deadline: Deadline = _FOR_EVER, pos: int = -1) -> int:
         """Append one record if there is room.
+
+        Args:
+            data: The record.
+            deadline: When to stop waiting for the section.
+            pos: A read_pos that was looked up just now, -1 = none.
 
         Returns:
             DONE, CLOSED, or the read_pos that left no room: what ``wait`` is to wait
@@ -126,12 +133,19 @@ class RingCore(RingBlocks):
             write_pos = words[WRITE_POS]
             end = write_pos + (length + 15 & -8)
             index = write_pos & self._mask
-            if end > words[ROOM_END] or index + length > self._last:
-                return CLOSED if words[at.CLOSED] else int(words[at.SEEN_READ_POS])
+            if end > words[ROOM_END]:
+                if pos < 0 or not self._note_room(pos, length + 15 & -8):
+                    return CLOSED if words[at.CLOSED] else int(words[at.SEEN_READ_POS])
+                write_pos = words[WRITE_POS]
+                end = write_pos + (length + 15 & -8)
+                index = write_pos & self._mask
             first = FIRST_RECORD + (index >> 3)
             stub = words[first] & NUMBER_BITS
             index += RECORDS + 8
-            self._memory[index : index + length] = data
+            try:
+                self._memory[index : index + length] = data
+            except ValueError:  # no handler runs here: it is the slice that is too short
+                raise Damaged(f"room beyond the end: write_pos={write_pos}") from None
             words[first] = stub | length
             words[FIRST_RECORD + ((end & self._mask) >> 3)] = stub + NUMBER_ONE & WORD_MASK
             words[WRITE_POS] = end  # R1 publish
@@ -145,8 +159,12 @@ class RingCore(RingBlocks):
             parking.wake(self._consumers_parking)  # P6 post
         return DONE
 
-    def get(self, deadline: Deadline = _FOR_EVER) -> bytes | Cell | int:
+    def get(self, deadline: Deadline = _FOR_EVER, pos: int = -1) -> bytes | Cell | int:
         """Take the oldest record.
+
+        Args:
+            deadline: When to stop waiting for the section.
+            pos: A write_pos that was looked up just now, -1 = none.
 
         Returns:
             The record, or the block that carries it, which is the caller's to free.
@@ -167,7 +185,10 @@ class RingCore(RingBlocks):
                 self._count_takeover(answers, at.CONSUMERS_TAKEOVERS)
             read_pos, seen = words[READ_POS], words[SEEN_WRITE_POS]
             if read_pos == seen:
-                return int(seen)
+                if pos <= seen:
+                    return int(seen)
+                self._note_records(pos)
+                seen = words[SEEN_WRITE_POS]
             index = read_pos & self._mask
             header = words[FIRST_RECORD + (index >> 3)]
             length = header & LENGTH_MASK
@@ -188,6 +209,22 @@ class RingCore(RingBlocks):
         if sleepers:
             parking.wake(self._producers_parking)  # P6 post
         return record
+
+    def put_soon(self, data: bytes | memoryview) -> int:
+        """Put after an attempt that found no room: with one look across, and no wait."""
+        pos = inside(self._consumers_section, _FOR_EVER, self._words.__getitem__, READ_POS)
+        return self.put(data, _FOR_EVER, pos)
+
+    def get_soon(self, seen: int) -> bytes | Cell | int:
+        """Get after an attempt that went by ``seen``: glance a little, look across, and no wait."""
+        words = self._words
+        for _ in _GLANCES:
+            if words[WRITE_POS] - seen > _ENOUGH:
+                break
+        if words[WRITE_POS] == seen:
+            return seen
+        pos = inside(self._producers_section, _FOR_EVER, words.__getitem__, WRITE_POS)
+        return self.get(_FOR_EVER, pos)
 
     def _count_takeover(self, answers: list[int], index: int) -> None:
         if EOWNERDEAD in answers:

@@ -71,7 +71,6 @@ class RingWaiting:
         self._memory = memory[: at.RECORDS + capacity]
         self._words = self._memory.cast("Q")
         self._mask = capacity - 1
-        self._last = capacity - 8  # index of the last word
         self._window = min(capacity, _WINDOW)
         self.longest = capacity // 2 - 8  # of records that fit an empty ring at any offset
         self._producers_section = address + at.PRODUCERS_SECTION
