@@ -30,7 +30,7 @@ class _Loan:
 
     def __del__(self) -> None:
         # A signal handler raised on the way into the block, or on the way out of it.
-        if self._lent and self._pid == os.getpid():
+        if getattr(self, "_lent", False) and self._pid == os.getpid():
             with contextlib.suppress(IpcmapError):
                 self._end(self._take_back(), self._abort)
 
@@ -54,6 +54,8 @@ class _Loan:
     def _take_back(self) -> Any:
         """End the view; return what it showed if another view does so still, else ``None``."""
         view, self._view = self._view, memoryview(b"")
+        if not view.nbytes and isinstance(view.obj, bytes):  # a handler broke off after this
+            return None
         window = weakref.ref(view.obj)
         with contextlib.suppress(BufferError):  # an array over it
             view.release()

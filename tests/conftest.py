@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -10,6 +11,9 @@ import pytest
 import ipcmap
 from ipcmap import sync
 from ipcmap._core import reference_monitor
+
+# Programs that tests start take the installed package, and not what lies in their folder.
+os.environ["PYTHONSAFEPATH"] = "1"
 
 pytest_plugins = ["pytester", "leftovers", "watchdog", "children", "families"]
 
@@ -71,6 +75,7 @@ def ring_type(engine: str, monkeypatch: pytest.MonkeyPatch) -> type[ipcmap.Ring]
 
 
 @pytest.fixture
-def arena() -> ipcmap.Arena:
-    """An arena of the test's own, with 256 MiB to hand out."""
-    return ipcmap.Arena(256 << 20)
+def arena(request: pytest.FixtureRequest) -> ipcmap.Arena:
+    """An arena of the test's own, of its engine, with 256 MiB to hand out."""
+    engine = request.getfixturevalue("engine") if "engine" in request.fixturenames else None
+    return ipcmap.Arena(256 << 20, backend=engine)
