@@ -11,7 +11,7 @@ import os
 import weakref
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any
+from typing import Any, ClassVar
 
 from ipcmap.errors import BusyError, IpcmapError
 
@@ -23,9 +23,11 @@ class _Loan:
 
     __slots__ = ("_abort", "_lent", "_pid", "_take", "_view")
 
+    _instead: ClassVar[str]  # what becomes of it where views are alive
+
     def __init__(self, take: Callable[[], memoryview], abort: Callable[[], None]) -> None:
         self._pid, self._lent = 0, False
-        self._view = memoryview(b"")
+        self._view: memoryview | None = None
         self._take, self._abort = take, abort
 
     def __del__(self) -> None:
@@ -41,20 +43,41 @@ class _Loan:
                 "ask the ring for another"
             )
         try:
-            self._view = self._take()
+            self._view = view = self._take()
             self._pid = os.getpid()
             self._lent = True
-            return self._view
+            return view
         except BaseException:
-            self._view = memoryview(b"")
+            self._view = None
             self._pid = 0
             self._abort()
             raise
 
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._pid != os.getpid():  # forked since: it is the parent's
+            return
+        window = self._take_back()
+        self._finish(window, well=kind is None)
+        if kind is None and window is not None:
+            raise BusyError(
+                f"{type(self).__name__.lower()} cannot end under its views: slices or arrays over "
+                f"it are alive, so {self._instead}; release them (memoryview.release, del array) "
+                "inside the with block"
+            )
+
+    def _finish(self, window: Any, *, well: bool) -> None:
+        """End the loan as the block ended: ``well``, or by an exception."""
+        raise NotImplementedError
+
     def _take_back(self) -> Any:
         """End the view; return what it showed if another view does so still, else ``None``."""
-        view, self._view = self._view, memoryview(b"")
-        if not view.nbytes and isinstance(view.obj, bytes):  # a handler broke off after this
+        view, self._view = self._view, None
+        if view is None:  # a handler broke off after this
             return None
         window = weakref.ref(view.obj)
         with contextlib.suppress(BufferError):  # an array over it
@@ -80,6 +103,8 @@ class Claim(_Loan):
 
     __slots__ = ("_commit",)
 
+    _instead = "it was aborted"
+
     def __init__(
         self,
         take: Callable[[], memoryview],
@@ -89,29 +114,15 @@ class Claim(_Loan):
         super().__init__(take, abort)
         self._commit = commit
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if self._pid != os.getpid():  # forked since: it is the parent's
+    def _finish(self, window: Any, *, well: bool) -> None:
+        if not well or window is not None:
+            self._end(window, self._abort)
             return
-        window = self._take_back()
-        if window is None and kind is None:
-            try:
-                self._end(None, self._commit)
-            except BaseException:
-                self._end(None, self._abort)
-                raise
-            return
-        self._end(window, self._abort)
-        if kind is None:
-            raise BusyError(
-                "claim cannot be committed under its views: slices or arrays over it are alive, "
-                "so it was aborted; release them (memoryview.release, del array) inside the with "
-                "block"
-            )
+        try:
+            self._end(None, self._commit)
+        except BaseException:
+            self._end(None, self._abort)
+            raise
 
 
 class Lease(_Loan):
@@ -122,6 +133,8 @@ class Lease(_Loan):
 
     __slots__ = ("_free",)
 
+    _instead = "it ends with the last of them"
+
     def __init__(
         self,
         take: Callable[[], memoryview],
@@ -131,22 +144,8 @@ class Lease(_Loan):
         super().__init__(take, give_back)
         self._free = free
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if self._pid != os.getpid():  # forked since: it is the parent's
-            return
-        window = self._take_back()
+    def _finish(self, window: Any, *, well: bool) -> None:
         self._end(window, self._free)
-        if kind is None and window is not None:
-            raise BusyError(
-                "lease cannot end under its views: slices or arrays over the record are alive, and "
-                "it ends with the last of them; release them (memoryview.release, del array) inside "
-                "the with block, or copy what outlives it"
-            )
 
 
 def _in_process(end: Callable[[], None], pid: int) -> None:

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Self, SupportsIndex
 
 from ipcmap._core import reference_ring as engine
 from ipcmap._core import ring_layout as at
-from ipcmap._core.layout import OWNER
+from ipcmap._core.layout import IDENTITY
 from ipcmap._core.reference_cells import Cell
 from ipcmap._core.reference_ring_blocks import Hand
 from ipcmap._core.reference_ring_waiting import DONE, Damaged
@@ -26,7 +26,6 @@ from ipcmap.structure import free_quietly
 __all__ = ["Ring", "RingStatistics"]
 
 _FOR_EVER = Deadline(None)
-_IDENTITY = ~OWNER  # of a tag: all but whose it is
 
 
 @dataclass(frozen=True)
@@ -135,7 +134,7 @@ class Ring(RingHandle):
         if type(data) is not bytes:
             data = bytes_of(data)
         if timeout is None and len(data) <= self._inline:
-            if self._words[self._tag_at] & _IDENTITY != self._tag:
+            if self._words[self._tag_at] & IDENTITY != self._tag:
                 self._check()
             try:
                 if self._try_put(data) == DONE or self._core.put_soon(data) == DONE:
@@ -265,7 +264,7 @@ class Ring(RingHandle):
             StaleHandle: The ring was destroyed.
         """
         if timeout is None:
-            if self._words[self._tag_at] & _IDENTITY != self._tag:
+            if self._words[self._tag_at] & IDENTITY != self._tag:
                 self._check()
             try:
                 record = self._try_get()
@@ -371,7 +370,12 @@ class Ring(RingHandle):
 
     @property
     def closed(self) -> bool:
-        """Whether it was closed, by anyone; what is left can still be taken."""
+        """Whether it was closed, by anyone; what is left can still be taken.
+
+        Raises:
+            StaleHandle: The ring was destroyed.
+        """
+        self._check()
         return self._core.is_closed()
 
     def statistics(self) -> RingStatistics:
@@ -418,5 +422,8 @@ class Ring(RingHandle):
         super().destroy()
 
     def __repr__(self) -> str:
-        state = "closed" if self.closed else "open"
-        return f"<ipcmap.Ring of {self.capacity} bytes: {state}, {self._core.backlog()} in use>"
+        state = "destroyed"
+        if self._is_good():
+            state = "closed" if self.closed else "open"
+            state += f", {self._core.backlog()} in use"
+        return f"<ipcmap.Ring of {self.capacity} bytes: {state}>"

@@ -15,7 +15,7 @@ import weakref
 from collections.abc import Iterable
 from typing import Any, ClassVar, Self
 
-from ipcmap._core.layout import OWNER
+from ipcmap._core.layout import IDENTITY
 from ipcmap._core.reference_allocator import Allocator
 from ipcmap._core.reference_cells import Cell
 from ipcmap.arena import Arena, default_arena, inherited_arena
@@ -110,11 +110,11 @@ class Structure:
 
     def _check(self) -> None:
         """Raise :class:`StaleHandle` where it was destroyed."""
-        if self._words[self._tag_at] & ~OWNER != self._tag:
+        if self._words[self._tag_at] & IDENTITY != self._tag:
             self._allocator.check(self._cell)
 
     def _is_good(self) -> bool:
-        return bool(self._words[self._tag_at] & ~OWNER == self._tag)
+        return bool(self._words[self._tag_at] & IDENTITY == self._tag)
 
     def _share(self) -> None:
         if self._maker:

@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import ClassVar
 
 from ipcmap._core import monitor_layout as at
-from ipcmap._core.layout import OWNER, Kind
+from ipcmap._core.layout import IDENTITY, Kind
 from ipcmap._core.reference_locks import LockCore
 from ipcmap._core.reference_monitor import Damaged, Monitor, initialise
 from ipcmap._core.reference_sections import Reentered, Stalled
@@ -61,7 +61,7 @@ class _Guard(Structure):
             StaleHandle: It was destroyed.
             ValueError: ``timeout`` is not a number.
         """
-        if self._words[self._tag_at] & ~OWNER != self._tag:
+        if self._words[self._tag_at] & IDENTITY != self._tag:
             self._check()
         deadline = _FOREVER if block and timeout is None else Deadline(timeout if block else 0)
         try:
@@ -82,7 +82,7 @@ class _Guard(Structure):
             StaleHandle: It was destroyed.
             ValueError: It is not taken, or the count is at its maximum.
         """
-        if self._words[self._tag_at] & ~OWNER != self._tag:
+        if self._words[self._tag_at] & IDENTITY != self._tag:
             self._check()
         try:
             if not self._core.release():

@@ -79,3 +79,9 @@ def arena(request: pytest.FixtureRequest) -> ipcmap.Arena:
     """An arena of the test's own, of its engine, with 256 MiB to hand out."""
     engine = request.getfixturevalue("engine") if "engine" in request.fixturenames else None
     return ipcmap.Arena(256 << 20, backend=engine)
+
+
+@pytest.fixture
+def collected() -> None:
+    """What earlier tests left in cycles would be freed in the middle of a count."""
+    gc.collect()

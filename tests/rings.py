@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 
-from ipcmap import Arena, Ring
+from ipcmap import Arena, Ring, default_arena
 
 
 def taken(ring: Ring) -> bytes | None:
@@ -31,7 +31,8 @@ def fill(ring: Ring, record: bytes = b"full") -> int:
         return put
 
 
-def blocks(arena: Arena) -> int:
-    """Count the blocks in use, after a sweep."""
+def blocks(arena: Arena | None = None) -> int:
+    """Count the blocks in use, after a sweep; of the default arena where none is named."""
+    arena = arena or default_arena()
     arena.sweep()
     return arena.statistics().blocks

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import os
-import queue
 import signal
 from collections.abc import Callable, Iterator
 from itertools import count
@@ -19,6 +17,9 @@ from ipcmap._core import ring_layout as at
 from ipcmap._core.reference_ring_blocks import NO_SLOT
 from ipcmap._deadline import Deadline
 from ring_harness import Stores, die
+from rings import blocks, drained
+
+pytestmark = pytest.mark.usefixtures("collected")
 
 LARGE = [bytes([number]) * 100 for number in range(1, 6)]  # of which the ring has the place
 SMALL = [b"1", b"22", b"333", b"4444"]
@@ -26,30 +27,6 @@ CAPACITY = 128
 HUGE = b"h" * (1 << 20)  # in a block whose memory is given back when it is freed
 
 Call = Callable[[Ring], object]
-
-
-def blocks() -> int:
-    """Count the blocks of the default arena."""
-    return ipcmap.default_arena().statistics().blocks
-
-
-@pytest.fixture(autouse=True)
-def collected() -> None:
-    """What earlier tests left in cycles would be freed in the middle of a count."""
-    gc.collect()
-
-
-def drained(ring: Ring) -> list[bytes]:
-    """Take all that is there."""
-    return list(iter(lambda: taken(ring), None))
-
-
-def taken(ring: Ring) -> bytes | None:
-    """Take a record if there is one."""
-    try:
-        return ring.get(0)
-    except queue.Empty:
-        return None
 
 
 def deaths(

@@ -229,6 +229,7 @@ def test_a_returned_record_is_not_missed_when_somebody_else_swept(
     with pytest.raises(ClosedError):
         ring.get()
     lease._lent = False  # its holder is dead
+    assert lease._view is not None
     lease._view.release()
 
 

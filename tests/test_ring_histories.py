@@ -43,6 +43,17 @@ def put_many(*records: bytes) -> Callable[[Ring], tuple[Records, int]]:
     return lambda ring: (records, ring.put_many(records, 0, NOW)[1])
 
 
+def put_soon(record: bytes) -> Callable[[Ring], tuple[Records, int]]:
+    """Return an operation that looks across and puts, in one visit of the section."""
+    return lambda ring: ((record,), int(ring.put_soon(record) == DONE))
+
+
+def get_soon(ring: Ring) -> Records:
+    """Look across and take one record, in one visit of the section."""
+    record = ring.get_soon(ring._words[at.SEEN_WRITE_POS])
+    return (record,) if isinstance(record, bytes) else ()
+
+
 def get(ring: Ring) -> Records:
     """Take one record."""
     record = ring.get(NOW)
@@ -67,6 +78,8 @@ PUTS: dict[Callable[[Ring], tuple[Records, int]], Records] = {
     put(b""): (b"",),
     put(b"nine byte"): (b"nine byte",),
     put(b"the longest record here."): (b"the longest record here.",),
+    put_soon(b"soon"): (b"soon",),
+    put_soon(b"the longest that is soon"): (b"the longest that is soon",),
     put_many(b"3 a", b"3 b"): (b"3 a", b"3 b"),
     put_many(b"1", b"twenty-four bytes, all..", b"eight...", b"8 more.."): (
         b"1",
@@ -75,7 +88,7 @@ PUTS: dict[Callable[[Ring], tuple[Records, int]], Records] = {
         b"8 more..",
     ),
 }
-GETS: list[Callable[[Ring], Records]] = [get, get_many(2), get_many(99)]
+GETS: list[Callable[[Ring], Records]] = [get, get_soon, get_many(2), get_many(99)]
 LOOKS: list[Callable[[Ring], object]] = [
     lambda ring: ring.wait(ring.producers, ring._words[at.SEEN_READ_POS], NOW, 32),
     lambda ring: ring.wait(ring.consumers, ring._words[at.SEEN_WRITE_POS], NOW),

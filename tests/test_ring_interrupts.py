@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import os
 import queue
 import random
@@ -16,12 +15,14 @@ from types import FrameType
 
 import pytest
 
-import ipcmap
 from children import Fork
 from ipcmap import Ring
 from ipcmap._core import reference_sections as sections
 from ipcmap._core.layout import ALLOCATOR_SECTION
 from ring_harness import Stores
+from rings import blocks
+
+pytestmark = pytest.mark.usefixtures("collected")
 
 LARGE = [bytes([number]) * 100 for number in range(1, 6)]
 SMALL = [b"1", b"22", b"333"]
@@ -34,17 +35,6 @@ class Raised(Exception):
 def interrupt() -> None:
     """Raise, as a signal handler might."""
     raise Raised
-
-
-def blocks() -> int:
-    """Count the blocks of the default arena."""
-    return ipcmap.default_arena().statistics().blocks
-
-
-@pytest.fixture(autouse=True)
-def collected() -> None:
-    """What earlier tests left in cycles would be freed in the middle of a count."""
-    gc.collect()
 
 
 def drained(ring: Ring) -> list[bytes]:

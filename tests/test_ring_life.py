@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -24,7 +25,7 @@ from ipcmap import (
     StaleHandle,
     default_arena,
 )
-from rings import fill
+from rings import drained, fill
 
 MIB = 1 << 20
 
@@ -252,12 +253,30 @@ def test_every_handle_of_a_destroyed_ring_is_stale(ring: Ring, arena: Arena) -> 
             handle.statistics,
             handle.destroy,
             lambda: pickle.dumps(handle),  # noqa: B023
+            lambda: handle.closed,  # noqa: B023
         ]
         for call in calls:
             with pytest.raises(StaleHandle):
                 call()
+        assert "destroyed" in repr(handle)
     with pytest.raises(StaleHandle):
         pickle.loads(sent)
+
+
+def test_a_stale_handle_never_touches_the_ring_that_has_its_place(
+    ring: Ring, ring_type: type[Ring], arena: Arena
+) -> None:
+    """Neither what it puts nor what it takes is the next one's."""
+    ring.destroy()
+    heir = ring_type(ring.capacity, arena=arena)
+    heir.put(b"the heir's")
+
+    assert heir._cell.offset == ring._cell.offset
+    for call in (partial(ring.put, b"x"), ring.get, partial(ring.get_many, 1), ring.close):
+        with pytest.raises(StaleHandle):
+            call()
+    assert drained(heir) == [b"the heir's"]
+    assert not heir.closed
 
 
 def test_destroy_ends_the_waits_of_others(ring: Ring, fork: Fork) -> None:

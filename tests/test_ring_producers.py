@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import os
 import signal
 from collections.abc import Callable
@@ -11,13 +10,15 @@ from itertools import count
 
 import pytest
 
-import ipcmap
 from children import Fork
 from ipcmap import ClosedError, Ring
 from ipcmap._core import reference_sections as sections
 from ipcmap._core.layout import Kind
 from ipcmap._deadline import Deadline
 from ring_harness import Stores, die
+from rings import blocks
+
+pytestmark = pytest.mark.usefixtures("collected")
 
 BOTH = pytest.mark.parametrize("before", [True, False])
 
@@ -29,17 +30,6 @@ class Raised(Exception):
 def interrupt() -> None:
     """Raise, as a signal handler might."""
     raise Raised
-
-
-def blocks() -> int:
-    """Count the blocks of the default arena."""
-    return ipcmap.default_arena().statistics().blocks
-
-
-@pytest.fixture(autouse=True)
-def collected() -> None:
-    """What earlier tests left in cycles would be freed in the middle of a count."""
-    gc.collect()
 
 
 def has_ended(ring: Ring) -> bool:

@@ -51,6 +51,7 @@ __all__ = [
     "ENGINES",
     "GENERATIONS",
     "GENERATION_SHIFT",
+    "IDENTITY",
     "JOURNAL",
     "KINDS",
     "KIND_SHIFT",
@@ -109,6 +110,7 @@ SMALLEST_CELL = 64  # bytes: a cache line, so that no two blocks share one
 MIN_RESERVE = 64 << 20  # bytes
 
 OWNER = (1 << 20) - 1
+IDENTITY = ~OWNER  # all of a tag but whose block it is
 USED, RETIRED, _ZERO = 1 << 20, 1 << 21, 3 << 22
 KIND_SHIFT, KINDS = 24, 1 << 8
 GENERATION_SHIFT, GENERATIONS = 32, 1 << 32

@@ -21,7 +21,9 @@ PyObject *native_put(PyObject *self, PyObject *const *args, Py_ssize_t nargs, Py
         attempt.length = (uint64_t)PyBytes_GET_SIZE(values[0]);
     } else {
         if (PyObject_GetBuffer(values[0], &view, PyBUF_C_CONTIGUOUS | PyBUF_FORMAT)) {
-            if (!PyErr_ExceptionMatches(PyExc_Exception))
+            /* What the reference engine explains; anything else is a signal handler's, or such. */
+            if (!PyErr_ExceptionMatches(PyExc_TypeError) && !PyErr_ExceptionMatches(PyExc_ValueError) &&
+                !PyErr_ExceptionMatches(PyExc_BufferError))
                 goto done;
             PyErr_Clear();
             goto reference;

@@ -85,7 +85,7 @@ __all__ = ["NO_SLOT", "RingCore", "initialise", "nbytes"]
 
 _FOR_EVER = Deadline(None)
 _ENOUGH = 1 << 12  # bytes
-_GLANCES = range(120)  # 3 us: what comes so soon is not worth the ways of a wait
+_GLANCES = range(120)  # some 6 us: what comes so soon is not worth the ways of a wait
 
 
 def nbytes(capacity: int) -> int:

@@ -12,7 +12,7 @@ from ipcmap._core.layout import Kind
 from ipcmap._core.reference_allocator import Allocator
 from ipcmap._core.reference_cells import Cell
 from ipcmap._core.reference_ring_blocks import Place
-from ipcmap._core.reference_ring_producers import RingProducers
+from ipcmap._core.reference_ring_producers import PRODUCERS, RingProducers
 from ipcmap._core.reference_ring_waiting import Damaged
 from ipcmap._core.reference_sections import Reentered
 from ipcmap._core.ring_layout import B_RING, B_RING_GENERATION, BLOCK_HEADER
@@ -23,7 +23,6 @@ __all__ = ["keeps"]
 
 _NOW = Deadline(0)  # who is stopped in a ring's section must not hold up all burials
 _RECORDS = (Kind.RECORD, Kind.LEASED)
-_PRODUCERS = (Kind.PRODUCER, Kind.LEAVING)
 
 
 def keeps(
@@ -49,7 +48,7 @@ def keeps(
     """
 
     def keep(cell: Cell) -> bool:
-        if cell.kind not in _RECORDS + _PRODUCERS or cell.nbytes < BLOCK_HEADER:
+        if cell.kind not in _RECORDS + PRODUCERS or cell.nbytes < BLOCK_HEADER:
             return False
         block = memory[cell.offset : cell.offset + BLOCK_HEADER].cast("Q")
         try:

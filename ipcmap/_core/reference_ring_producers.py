@@ -28,9 +28,9 @@ from ipcmap._core.reference_sections import inside
 from ipcmap._core.ring_layout import BLOCK_HEADER, CLOSED
 from ipcmap._deadline import Deadline
 
-__all__ = ["RingProducers"]
+__all__ = ["PRODUCERS", "RingProducers"]
 
-_PRODUCERS = (Kind.PRODUCER, Kind.LEAVING)
+PRODUCERS = (Kind.PRODUCER, Kind.LEAVING)
 
 
 class RingProducers(RingBatches):
@@ -69,7 +69,7 @@ class RingProducers(RingBatches):
     def _leave_last(self, cell: Cell, owner: int, dead: Callable[[], bool]) -> bool:
         allocator = self._place.allocator
         now, kind = allocator.tag(cell)
-        if now != owner or kind not in _PRODUCERS or not dead():
+        if now != owner or kind not in PRODUCERS or not dead():
             return False
         # Once it is LEAVING, a faster sweep may free it at any moment, section or not:
         # a second store could bring a freed block back to life.
@@ -88,5 +88,5 @@ class RingProducers(RingBatches):
     def forget(self, cell: Cell) -> None:
         """Free the block of a producer that has left, or whose ring is gone."""
         owner, kind = self._place.allocator.tag(cell)
-        if owner == self._place.slot() and kind in _PRODUCERS:
+        if owner == self._place.slot() and kind in PRODUCERS:
             self._place.allocator.free(cell._replace(kind=kind))
