@@ -10,7 +10,6 @@ from typing import Any, ClassVar, Self, SupportsIndex
 
 from ipcmap._core import reference_ring as engine
 from ipcmap._core import ring_layout as at
-from ipcmap._core.layout import IDENTITY
 from ipcmap._core.reference_cells import Cell
 from ipcmap._core.reference_ring_blocks import Hand
 from ipcmap._core.reference_ring_waiting import DONE, Damaged
@@ -134,7 +133,7 @@ class Ring(RingHandle):
         if type(data) is not bytes:
             data = bytes_of(data)
         if timeout is None and len(data) <= self._inline:
-            if self._words[self._tag_at] & IDENTITY != self._tag:
+            if self._words[self._tag_at] != self._tag:
                 self._check()
             try:
                 if self._try_put(data) == DONE or self._core.put_soon(data) == DONE:
@@ -264,7 +263,7 @@ class Ring(RingHandle):
             StaleHandle: The ring was destroyed.
         """
         if timeout is None:
-            if self._words[self._tag_at] & IDENTITY != self._tag:
+            if self._words[self._tag_at] != self._tag:
                 self._check()
             try:
                 record = self._try_get()

@@ -45,7 +45,7 @@ class Structure:
     _address: int
     _words: memoryview  # of the arena
     _tag_at: int  # which of them is our block's tag
-    _tag: int  # what it is, but for the owner, as long as the handle is good
+    _tag: int  # what it is while the handle is good, owned by the family
 
     def _make(self, arena: Arena | None, nbytes: int, zeroed: int) -> None:
         """Take a block, of which the first bytes are zeroed, and be its first handle."""

@@ -109,11 +109,16 @@ class Trap:
             self.act()
 
 
-def set_trap(ring: Ring, store: int, before: bool, act: Callable[[], object]) -> Trap:
-    """Act at the n-th store of a word from here on."""
-    trap = Trap(ring._words, store, before, act)
-    ring._words = trap  # type: ignore[assignment]
-    return trap
+def set_trap(ring: Ring, store: int, before: bool, act: Callable[[], object]) -> Callable[[], None]:
+    """Act at the n-th store of a word from here on; return what takes the trap away."""
+    stores = Stores(store, before, act)
+    words, halves = ring._words, ring._halves
+
+    def remove() -> None:
+        ring._words, ring._halves = words, halves
+
+    ring._words, ring._halves = stores.watched(words), stores.watched(halves)
+    return remove
 
 
 def die() -> None:
@@ -134,14 +139,16 @@ class Stores:
         """Count what this process stores from here on, also when it sweeps."""
         core, arena = ring._core, ring._arena
         inside = arena._open()
-        place = core._place._replace(memory=self._watched(core._place.memory))
-        core._words, core._memory = self._watched(core._words), self._watched(core._memory)
+        place = core._place._replace(memory=self.watched(core._place.memory))
+        core._words, core._halves = self.watched(core._words), self.watched(core._halves)
+        core._memory = self.watched(core._memory)
         core._place = place
-        words = self._watched(inside.words)
+        words = self.watched(inside.words)
         inside.allocator._words = words
         arena._inside = inside._replace(words=words)
 
-    def _watched(self, memory: memoryview) -> Any:
+    def watched(self, memory: memoryview) -> Any:
+        """Return the memory, watched."""
         return Watched(memory, self)
 
 

@@ -378,10 +378,10 @@ def test_an_error_that_a_handler_lets_out_of_a_nested_call_leaves_no_section_hel
     """The outer call ends with it, before its commit, and others go on."""
     ring = Ring()
 
-    trap = set_trap(ring, 3, True, lambda: ring.push(b"inner", 0))
+    remove = set_trap(ring, 3, True, lambda: ring.push(b"inner", 0))
     with pytest.raises(sections.Reentered):
         ring.push(b"outer", 0)
-    ring._words = trap.memory
+    remove()
 
     assert fork(ring.push, b"other", 0).wait() == 0
     assert ring.drain() == [b"other"]
@@ -397,9 +397,9 @@ def test_a_handler_that_uses_the_ring_it_interrupts_gets_an_error() -> None:
             ring.push(b"inner", 0)
         refused.append(True)
 
-    trap = set_trap(ring, 3, True, reenter)
+    remove = set_trap(ring, 3, True, reenter)
     assert ring.push(b"outer", 0)
-    ring._words = trap.memory
+    remove()
 
     assert refused == [True]
     assert ring.drain() == [b"outer"]

@@ -139,7 +139,7 @@ class Histories:
             store += 1
             self.memory[:] = state.memory
             before = self.counts()
-            set_trap(self.ring, store, True, crash)
+            remove = set_trap(self.ring, store, True, crash)
             try:
                 result = operation(self.ring)
                 crashed = False
@@ -147,7 +147,7 @@ class Histories:
                 result = None
                 self.crashes += 1
             finally:
-                self.ring._words = self.words
+                remove()
             after = self.counts()
             records = state.records + (puts or ())[: after[1] - before[1]]
             taken = after[0] - before[0]

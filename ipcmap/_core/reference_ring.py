@@ -66,11 +66,12 @@ from ipcmap._core.reference_ring_waiting import CLOSED, DONE, Damaged
 from ipcmap._core.reference_sections import abandon, enter, inside, leave
 from ipcmap._core.ring_layout import (
     CONSUMERS_SLEEPING,
+    FIRST_LENGTH,
+    FIRST_NUMBER,
     FIRST_RECORD,
-    KIND_BITS,
-    LENGTH_MASK,
-    NUMBER_BITS,
-    NUMBER_ONE,
+    HALF_MASK,
+    KIND_HALF,
+    NUMBER_HALF,
     PRODUCERS_SLEEPING,
     READ_POS,
     RECORDS,
@@ -118,7 +119,7 @@ class RingCore(RingBlocks):
             DONE, CLOSED, or the read_pos that left no room: what ``wait`` is to wait
             beyond. A record longer than ``longest`` may never find room.
         """
-        words, length = self._words, len(data)
+        words, halves, length = self._words, self._halves, len(data)
         answer = EBUSY
         try:
             for answer in self._enter_producers:  # X1  # noqa: B007
@@ -139,15 +140,21 @@ class RingCore(RingBlocks):
                 write_pos = words[WRITE_POS]
                 end = write_pos + (length + 15 & -8)
                 index = write_pos & self._mask
-            first = FIRST_RECORD + (index >> 3)
-            stub = words[first] & NUMBER_BITS
+            first = index >> 2
+            number = halves[FIRST_NUMBER + first]
             index += RECORDS + 8
             try:
                 self._memory[index : index + length] = data
             except ValueError:  # no handler runs here: it is the slice that is too short
                 raise Damaged(f"room beyond the end: write_pos={write_pos}") from None
-            words[first] = stub | length
-            words[FIRST_RECORD + ((end & self._mask) >> 3)] = stub + NUMBER_ONE & WORD_MASK
+            halves[FIRST_LENGTH + first] = length
+            if number & KIND_HALF:  # of one who died here
+                number -= number & KIND_HALF
+                halves[FIRST_NUMBER + first] = number
+            number += NUMBER_HALF
+            if number > HALF_MASK:
+                number = 0
+            halves[FIRST_NUMBER + ((end & self._mask) >> 2)] = number
             words[WRITE_POS] = end  # R1 publish
             sleepers = words[CONSUMERS_SLEEPING]  # P5 look
         finally:
@@ -171,7 +178,7 @@ class RingCore(RingBlocks):
             Else the write_pos up to which all was taken, what ``wait`` is to wait
             beyond; or NO_SLOT where this process has to claim one first.
         """
-        words = self._words
+        words, halves = self._words, self._halves
         answer = EBUSY
         try:
             for answer in self._enter_consumers:  # X1  # noqa: B007
@@ -190,11 +197,14 @@ class RingCore(RingBlocks):
                 self._note_records(pos)
                 seen = words[SEEN_WRITE_POS]
             index = read_pos & self._mask
-            header = words[FIRST_RECORD + (index >> 3)]
-            length = header & LENGTH_MASK
+            length = halves[FIRST_LENGTH + (index >> 2)]
             after = read_pos + (length + 15 & -8)
             record: bytes | Cell | int
-            if header & KIND_BITS or after > seen or seen - read_pos > self.capacity:
+            if (
+                halves[FIRST_NUMBER + (index >> 2)] & KIND_HALF
+                or after > seen
+                or seen - read_pos > self.capacity
+            ):
                 record, after = self._take_unusual(read_pos, seen)
             else:
                 index += RECORDS + 8

@@ -70,7 +70,8 @@ class RingWaiting:
             raise Damaged(f"capacity={capacity}, nbytes={memory.nbytes}")
         self._memory = memory[: at.RECORDS + capacity]
         self._words = self._memory.cast("Q")
-        self._mask = capacity - 1
+        self._halves = self._memory.cast("I")
+        self._mask = capacity - 8  # makes an index of a position
         self._window = min(capacity, _WINDOW)
         self.longest = capacity // 2 - 8  # of records that fit an empty ring at any offset
         self._producers_section = address + at.PRODUCERS_SECTION

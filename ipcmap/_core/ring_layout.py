@@ -18,8 +18,8 @@ A record is 8-byte aligned, and contiguous::
     length bytes, and up to seven unused ones
 
 ``number`` counts records from 0, cut to its bits; a padding record has the number of
-the record that follows it. At write_pos stands a stub: a header that has the next
-number alone, so that both positions always show how many records came before.
+the record that follows it. At write_pos stands a stub: a header of which the number
+counts alone, so that both positions always show how many records came before.
 
     kind   RECORD    the bytes themselves
            PADDING   nothing: the next record is at index 0
@@ -32,6 +32,8 @@ hand; its bytes follow. Words are u64 in the machine's byte order.
 """
 
 from __future__ import annotations
+
+import sys
 
 __all__: list[str] = []
 
@@ -49,6 +51,14 @@ LEASE_OFFSET, LEASE_GENERATION, CONSUMERS_TAKEOVERS = range(36, 39)
 PRODUCERS_SLEEPING = (PRODUCERS_PARKING + 32) // 8
 CAPACITY = 384 // 8
 FIRST_RECORD = RECORDS // 8
+
+# Indices of u32 halves of the first header: its length, and its number with the kind below.
+_FIRST_HALF = RECORDS // 4
+FIRST_LENGTH = _FIRST_HALF + (sys.byteorder == "big")
+FIRST_NUMBER = _FIRST_HALF + (sys.byteorder == "little")
+KIND_HALF = 3
+NUMBER_HALF = 4
+HALF_MASK = 2**32 - 1
 
 HEADER = 8  # bytes
 LENGTH_MASK = 2**32 - 1
