@@ -64,6 +64,8 @@ class ArenaStatistics:
         blocks: Blocks that were allocated and not freed.
         bytes_in_use: Their lengths added up, each as 64 bytes at least.
         damaged: Cells whose bookkeeping makes no sense; they are never handed out.
+        bytes_kept: Memory of freed blocks that is kept for the next ones, at most: the
+            length of all cells of 1 MiB and more that keep theirs.
         classes: The same by length of cell, of those that have blocks.
     """
 
@@ -72,6 +74,7 @@ class ArenaStatistics:
     blocks: int
     bytes_in_use: int
     damaged: int
+    bytes_kept: int
     classes: tuple[ClassStatistics, ...]
 
 
@@ -194,6 +197,7 @@ class Arena:
             sum(of_class.blocks for of_class in classes),
             sum(of_class.bytes_in_use for of_class in classes),
             sum(census.damaged for _, census in counts),
+            sum(census.warm * size_class.cell_nbytes for size_class, census in counts),
             classes,
         )
 

@@ -113,7 +113,8 @@ class Block:
     def free(self) -> None:
         """Give the bytes back to the arena; every handle of the block is stale then.
 
-        The memory of more than 512 KiB goes back to the system.
+        The memory of more than 512 KiB is kept for the next such block; what is beyond
+        a bound for the arena (64 MiB, and a quarter of its limit) goes back to the system.
 
         Raises:
             BusyError: Views taken by this handle are alive, or a signal handler

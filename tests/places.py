@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ipcmap._core.layout import BYTES_IN_USE, Layout
+from ipcmap._core.layout import BYTES_IN_USE, WARM_BYTES, Layout
 from ipcmap._core.reference_allocator import Allocator
 from ipcmap._core.reference_cells import Cell
 from ipcmap.pages import reserve_pages
@@ -53,5 +53,11 @@ class Place:
         for size_class, counted in census:
             assert self.words[size_class.used] == counted.blocks
             assert self.words[size_class.used_nbytes] == counted.nbytes
+            assert self.words[size_class.warm] == counted.warm
         assert self.words[BYTES_IN_USE] == total
+        assert self.words[WARM_BYTES] == self.kept()
         return total
+
+    def kept(self) -> int:
+        """Return the bytes of warm cells as the tags have them."""
+        return sum(counted.warm * c.cell_nbytes for c, counted in self.allocator.census())

@@ -114,7 +114,7 @@ def test_a_death_before_any_access_of_allocate_and_free_is_repaired(
         other = place.allocator.allocate(nbytes)
         assert place.in_use() == expected + nbytes + sum(
             cell.nbytes for cell in place.allocator.owned_by(1)
-        ) + sum(nbytes for tag in retired(place, 1))
+        )
         place.allocator.free(other)
         assert place.allocator.sweep(1) <= 1
         assert place.in_use() == expected
@@ -305,7 +305,7 @@ def test_a_child_forked_while_a_thread_allocates_works(place: Place, fork: Fork)
 
 
 @pytest.mark.parametrize(
-    "tag", [1, 1 << 20, 1 << 22, WORDS - 1, 1 << 20 | 1, 5 << 32 | 1 << 20 | 999]
+    "tag", [1, 1 << 20, 1 << 23, WORDS - 1, 1 << 20 | 1, 5 << 32 | 1 << 20 | 999, 5 << 32 | 5 << 20]
 )
 def test_a_scribbled_tag_is_noticed_and_never_handed_out(place: Place, tag: int) -> None:
     """A handle gets CorruptError; everyone else goes on without the cell."""

@@ -4,8 +4,8 @@
             | header: 9 words, written once, by the creator      |
         128 | section of the allocator                           |
         192 | section of the slot table                          |
-        256 | the allocator's journal and its bytes in use; when |
-            | the family was last swept                          |
+        256 | the allocator's journal, its bytes in use, when    |
+            | the family was last swept, bytes of warm cells     |
         320 | class table: a line of 64 bytes for each class     |
             +----------------------------------------------------+ page
             | slot table and log of deaths (slot_layout.py)      |
@@ -31,8 +31,9 @@ A tag, from its lowest bit on:
 
     20 bits  owner's slot number, 1 and up; 0 in a used cell = the whole family
      1 bit   used
-     1 bit   retired: no handle is good any more
-     2 bits  zero
+     1 bit   retired: used, but no block: its memory is being given back
+     1 bit   warm: free, and its memory was kept for the next block
+     1 bit   zero
      8 bits  kind of object in the block
     32 bits  generation: grows with each use and survives free; a used cell has no 0
 """
@@ -66,6 +67,8 @@ __all__ = [
     "SWEPT_AT",
     "USED",
     "VERSION",
+    "WARM",
+    "WARM_BYTES",
     "WORD",
     "HeaderWord",
     "Kind",
@@ -103,6 +106,7 @@ SLOTS_SECTION = 192  # bytes
 JOURNAL = 256 // WORD
 BYTES_IN_USE = 264 // WORD
 SWEPT_AT = 272 // WORD  # monotonic clock, nanoseconds; a hint
+WARM_BYTES = 280 // WORD
 _CLASS_TABLE = 320  # bytes
 
 MAX_PROCESSES = 1 << 16  # the most that an arena can have
@@ -111,10 +115,10 @@ MIN_RESERVE = 64 << 20  # bytes
 
 OWNER = (1 << 20) - 1
 IDENTITY = ~OWNER  # all of a tag but whose block it is
-USED, RETIRED, _ZERO = 1 << 20, 1 << 21, 3 << 22
+USED, RETIRED, WARM, _ZERO = 1 << 20, 1 << 21, 1 << 22, 1 << 23
 KIND_SHIFT, KINDS = 24, 1 << 8
 GENERATION_SHIFT, GENERATIONS = 32, 1 << 32
-STATE = (1 << GENERATION_SHIFT) - 1  # all of a tag but the generation; 0 = free
+STATE = (1 << GENERATION_SHIFT) - 1 & ~WARM  # of a tag; 0 = free, be it warm or cold
 
 _SINGLES = 4  # classes above the unit
 
@@ -129,6 +133,7 @@ class SizeClass(NamedTuple):
     cursor: int  # word: where to look for a free cell next
     used: int  # word: cells in use
     used_nbytes: int  # word: bytes in use
+    warm: int  # word: cells that are warm, or retired and so not yet cold
     tags: int  # word: the first cell's
     lengths: int  # word: the first cell's
     first_cell: int  # offset in bytes
@@ -182,6 +187,7 @@ class Layout:
                     line + 1,
                     line + 2,
                     line + 3,
+                    line + 4,
                     tags // WORD,
                     lengths // WORD,
                     cells,
@@ -199,7 +205,7 @@ class Layout:
 
     def is_damaged(self, tag: int) -> bool:
         """Return whether no allocator would store such a tag."""
-        owned = tag & USED and not tag & _ZERO and tag >> GENERATION_SHIFT
+        owned = tag & USED and not tag & (WARM | _ZERO) and tag >> GENERATION_SHIFT
         return bool(tag & STATE) and not (owned and tag & OWNER <= self.max_processes)
 
     def locate(self, offset: int) -> tuple[SizeClass, int] | None:

@@ -5,17 +5,17 @@ Shared fields (places: layout.py)           written by            guard
   length   word of each cell: bytes         who takes the cell    the section, before its tag
   high_water   no cell from here on was used    allocate          the section; only grows
   cursor   where to look next               allocate and free     the section; a hint
-  used, used_nbytes   of a class            allocate and free     the section, under the journal
-  bytes in use   of all classes             allocate and free     the section, under the journal
+  used, used_nbytes, warm   of a class      whoever changes a tag the section, under the journal
+  bytes in use, warm bytes  of all classes  whoever changes a tag the section, under the journal
   journal  class being changed + 1, classes + 1 = all, 0 = none   the section
 
 A tag is the whole truth about its cell: used or free, owner (0 = the family, which no
-sweep buries), kind, generation. A retired
-one is used and owned, but no handle is good any more: its memory is being given back.
+sweep buries), kind, generation; of a free one, whether it is warm. A retired one is owned
+but is no block: its memory is being given back.
 
 Invariants
   I1  a cell whose tag is used lies below its class's high-water mark
-  I2  with the journal at 0 the three counts are what the tags and lengths say
+  I2  with the journal at 0 the five counts are what the tags and lengths say
   I3  the cursor promises nothing: every cell is looked at before it is taken
 
 Sync points, each at both of its ends
@@ -23,25 +23,28 @@ Sync points, each at both of its ends
              reader: load of the tag, before the length
   A2 free    free, sweep: one store of the tag, after the last use of the bytes
              allocate: load of the tag, before it takes the cell
-  A3 retire  free, sweep of a large block: one store of the tag, in a section
-             reader, sweep: load of the tag; who stored it alone gives the memory back
+  A3 retire  trim of a warm cell, sweep of a retired one: one store of the tag
+             allocate, sweep: load of the tag; who stored it alone gives the memory back
   A4 retag   one store of the tag with another owner; sweep: load of the tag
 
 If a process dies, or is broken off by an exception
   before A1            the cell is free
   between A1 and A2    its owner's slot has the block: the sweep of that slot frees it
-  between A3 and A2    so it has, whatever the sweep wants to keep
+  between A2 and A3    more is kept than the bound, until the next call that trims
+  between A3 and A2    its owner's slot has the cell: the sweep gives the memory back
   before the journal is cleared   the next to enter counts that class anew from its tags
 
-Cells of GIVE_BACK bytes and more give their memory back when freed. MADV_REMOVE zeroes
-them for everyone, so it must be over before the cell is free, and it takes too long
-for a section: hence A3. Smaller ones keep their pages for the cell's next user, since
-to fault them in again would cost more than all the rest.
+Cells of GIVE_BACK bytes and more are warm when they are freed: their pages stay for the
+next block, since to fault them in again costs many times a copy. How much that may be
+is bounded (see ``_excess``); what is beyond is given back by whoever brought it about.
+MADV_REMOVE zeroes a cell for everyone, so it must be over before the cell can be taken,
+and it takes too long for a section: hence A3. Smaller cells keep theirs, uncounted.
 
 No free list: a list that a kill can break needs a repair of its own. A search looks
 at SEARCH cells from the cursor on, then takes a fresh one, so that its time is
 bounded and 1 cell in SEARCH or so is wasted at worst. A class without a fresh cell
-is searched as a whole, and after that the next larger class is asked.
+is searched as a whole, and after that the next larger class is asked. A class that
+has warm cells is searched for one first, but for no more than WARM_SEARCH cells.
 
 Reading shared words is reading input: each is copied once and checked (reference_cells). What makes no
 sense is CorruptError where a handle names it, and is skipped (never handed out, never
@@ -69,18 +72,22 @@ from ipcmap._core.layout import (
     SMALLEST_CELL,
     STATE,
     USED,
+    WARM,
+    WARM_BYTES,
     Layout,
     SizeClass,
 )
 from ipcmap._core.reference_cells import Cell, Cells
 from ipcmap._core.reference_sections import Reentered, initialise, inside
 from ipcmap._deadline import Deadline
-from ipcmap.errors import ArenaFull, BusyError
+from ipcmap.errors import ArenaFull, BusyError, CorruptError
 
-__all__ = ["GIVE_BACK", "Allocator"]
+__all__ = ["GIVE_BACK", "KEEP", "Allocator"]
 
-GIVE_BACK = 1 << 20  # bytes of a cell from which on its memory is given back when it is freed
+GIVE_BACK = 1 << 20  # bytes of a cell from which on a free one is counted as warm
+KEEP = 64 << 20  # bytes of warm cells, at most: several records in flight, and no burden when idle
 SEARCH = 64  # cells that are looked at before a fresh one is taken
+WARM_SEARCH = 1024  # cells that are looked at for a warm one: in time much less than its faults
 
 _REMOVE = 9  # MADV_REMOVE
 _FOR_EVER = Deadline(None)
@@ -109,6 +116,7 @@ class Allocator(Cells):
     ) -> None:
         super().__init__(words, layout)
         self._address, self._limit, self._owner = address, limit, owner
+        self._keep = min(KEEP, limit // 4)
         self._section = address + ALLOCATOR_SECTION
 
     def initialise(self) -> None:
@@ -132,13 +140,19 @@ class Allocator(Cells):
                 f"largest={self.layout.classes[-1].cell_nbytes} bytes, "
                 f"reserve={self.layout.reserved} bytes; reserve more (Arena(reserve=...))"
             )
-        return self._inside(self._allocate, number, nbytes, kind, self._owner())
+        owner = self._owner()
+        cell = self._inside(self._allocate, number, nbytes, kind, owner)
+        if self._excess():
+            self._trim(owner)
+        return cell
 
     def free(self, cell: Cell) -> None:
         """Give a block back; errors as ``check``, and :class:`BusyError` as ``allocate``."""
         # Again where another owner was stored between the look and the change.
-        while not self._release(*self._tag_of(cell), self._owner()):
+        while not self._release(*self._tag_of(cell)):
             pass
+        if self._excess():
+            self._trim(self._owner())
 
     def retag(self, cell: Cell, owner: int, kind: int | None = None) -> Cell:
         """Hand a block to another slot, 0 = the family, perhaps as another kind; return it so.
@@ -170,38 +184,73 @@ class Allocator(Cells):
             keep: Which blocks stay as they are.
             dead: Whether the slot is still that of the dead. Asked after a tag was
                 read: where it says true, the tag was the dead one's.
-            owner: The sweeper's own slot, 0 = it has none, and leaves the memory of
-                large blocks to their next users.
+            owner: The sweeper's own slot, 0 = it has none, and leaves to others what is
+                to be given back.
         """
         freed = 0
         for size_class, index, tag in self._tags_of(slot):
             if not dead():
                 break
-            if not tag & RETIRED:
-                if keep(self._cell(size_class, index, tag)):
-                    continue
-                now = self._words[size_class.tags + index]
-                if (now ^ tag) & ~((KINDS - 1) << KIND_SHIFT):
-                    continue
-                tag = now  # noqa: PLW2901 - to ask can change the kind
-            freed += self._release(size_class, index, tag, owner)
+            if tag & RETIRED:
+                self._give_back(size_class, index, tag, owner)
+                continue
+            if keep(self._cell(size_class, index, tag)):
+                continue
+            now = self._words[size_class.tags + index]
+            if (now ^ tag) & ~((KINDS - 1) << KIND_SHIFT):
+                continue
+            freed += self._release(size_class, index, now)  # to ask can change the kind
         self._inside(self._recount)
+        if owner and self._excess():
+            self._trim(owner)
         return freed
 
     # Changes, each from outside the section
 
-    def _release(self, size_class: SizeClass, index: int, tag: int, owner: int) -> bool:
+    def _release(self, size_class: SizeClass, index: int, tag: int) -> bool:
         """Free a cell unless its tag is another by now; return whether it was this one."""
-        if owner and size_class.cell_nbytes >= GIVE_BACK:
-            retired = tag & ~OWNER | RETIRED | owner
-            if not self._inside(self._exchange, size_class, index, tag, retired):  # A3 retire
-                return False
-            tag = retired
+        free = tag & ~STATE | (WARM if size_class.cell_nbytes >= GIVE_BACK else 0)
+        return self._inside(self._exchange, size_class, index, tag, free)  # A2 free
+
+    def _excess(self) -> bool:
+        """Return whether more is warm than may be: a part of the limit, and what it leaves over."""
+        words = self._words
+        warm = words[WARM_BYTES]
+        return bool(warm and warm > min(self._keep, max(0, self._limit - words[BYTES_IN_USE])))
+
+    def _trim(self, owner: int) -> None:
+        """Give the memory of warm cells back, the longest ones first, while there is an excess."""
+        for size_class in reversed(self.layout.classes):
+            if not self._words[size_class.warm]:
+                continue
+            with contextlib.suppress(CorruptError):  # a damaged mark: for who allocates there
+                for start, tags in self._chunks(size_class):
+                    for index, tag in enumerate(tags, start):
+                        if tag & (STATE | WARM) == WARM:
+                            if not self._excess():
+                                return
+                            self._give_back(size_class, index, tag, owner)
+
+    def _give_back(self, size_class: SizeClass, index: int, tag: int, owner: int) -> None:
+        """Give back the memory of a cell, warm or retired, unless its tag is another by now."""
+        cold = tag & ~(STATE | WARM)
+        large = size_class.cell_nbytes >= GIVE_BACK
+        if not owner or not large:
+            self._inside(self._exchange, size_class, index, tag, cold | WARM * large)
+            return
+        # A warm cell that was scribbled may have generation 0, which no used one has.
+        retired = (cold or 1 << GENERATION_SHIFT) | USED | RETIRED | owner
+        if not self._inside(self._exchange, size_class, index, tag, retired):  # A3 retire
+            return
+        cold |= WARM
+        try:
             # Locked pages cannot be given back; they are the cell's next user's.
             with contextlib.suppress(OSError):
                 address = self._address + size_class.offset(index)
                 libc.madvise(address, size_class.cell_nbytes, _REMOVE)
-        return self._inside(self._exchange, size_class, index, tag, tag & ~STATE)  # A2 free
+            cold &= ~WARM
+        finally:
+            self._inside(self._exchange, size_class, index, retired, cold)  # A2 free
 
     def _inside(self, change: Callable[..., Result], *arguments: object) -> Result:
         """Call ``change`` in the section, whose counts are right then."""
@@ -240,12 +289,13 @@ class Allocator(Cells):
                 "free blocks, or reserve more (Arena(reserve=...))"
             )
         at = size_class.tags + index
-        generation = ((words[at] >> GENERATION_SHIFT) + 1) % GENERATIONS or 1
+        tag = words[at]
+        generation = ((tag >> GENERATION_SHIFT) + 1) % GENERATIONS or 1
         words[size_class.lengths + index] = nbytes
         words[JOURNAL] = size_class.number + 1
         words[at] = generation << GENERATION_SHIFT | kind << KIND_SHIFT | USED | owner  # A1 take
         words[size_class.cursor] = index + 1
-        self._book(size_class, 1, charge)
+        self._book(size_class, 1, charge, -bool(tag & WARM))
         return Cell(size_class.offset(index), nbytes, generation, kind)
 
     def _free_cell(self, size_class: SizeClass) -> int | None:
@@ -254,6 +304,11 @@ class Allocator(Cells):
         if words[size_class.used] < high:
             start = words[size_class.cursor]
             start = start if start < high else 0
+            if words[size_class.warm]:
+                for step in range(min(high, WARM_SEARCH)):
+                    index = (start + step) % high
+                    if words[tags + index] & (STATE | WARM) == WARM:  # A2 free
+                        return index
             stop = min(start + SEARCH, high)
             for index in range(start, stop):
                 if not words[tags + index] & STATE:  # A2 free
@@ -276,26 +331,38 @@ class Allocator(Cells):
         words, at = self._words, size_class.tags + index
         if words[at] != tag:
             return False
-        if new & STATE:
+        blocks = -(not new & STATE and not tag & (RETIRED | WARM))
+        warm = bool(new & (RETIRED | WARM)) - bool(tag & (RETIRED | WARM))
+        if not blocks and not warm:
             words[at] = new  # A3 retire, A4 retag
             return True
         nbytes = max(min(words[size_class.lengths + index], size_class.cell_nbytes), SMALLEST_CELL)
         words[JOURNAL] = size_class.number + 1
         words[at] = new  # A2 free
         words[size_class.cursor] = index
-        self._book(size_class, -1, -nbytes)
+        self._book(size_class, blocks, blocks * nbytes, warm)
         return True
 
-    def _book(self, size_class: SizeClass, blocks: int, nbytes: int) -> None:
+    def _book(self, size_class: SizeClass, blocks: int, nbytes: int, warm: int) -> None:
         """Change the counts, and clear the journal."""
         words = self._words
         used = words[size_class.used] + blocks
         used_nbytes = words[size_class.used_nbytes] + nbytes
         in_use = words[BYTES_IN_USE] + nbytes
-        if 0 <= used <= size_class.capacity and 0 <= used_nbytes <= in_use <= sys.maxsize:
+        cells = words[size_class.warm] + warm
+        warm_bytes = words[WARM_BYTES] + warm * size_class.cell_nbytes
+        if (
+            0 <= used <= size_class.capacity
+            and 0 <= used_nbytes <= in_use <= sys.maxsize
+            and 0 <= cells <= size_class.capacity
+            and 0 <= warm_bytes <= sys.maxsize
+        ):
             words[size_class.used] = used
             words[size_class.used_nbytes] = used_nbytes
             words[BYTES_IN_USE] = in_use
+            if warm:
+                words[size_class.warm] = cells
+                words[WARM_BYTES] = warm_bytes
             words[JOURNAL] = 0
         else:
             self._recount()
@@ -310,6 +377,9 @@ class Allocator(Cells):
             census = self._count(size_class)
             words[size_class.used] = census.blocks
             words[size_class.used_nbytes] = census.nbytes
+            words[size_class.warm] = census.warm
         in_use = sum(words[size_class.used_nbytes] for size_class in classes)
+        warm = sum(words[size_class.warm] * size_class.cell_nbytes for size_class in classes)
         words[BYTES_IN_USE] = min(in_use, sys.maxsize)
+        words[WARM_BYTES] = min(warm, sys.maxsize)
         words[JOURNAL] = 0

@@ -18,6 +18,7 @@ from ipcmap._core.layout import (
     SMALLEST_CELL,
     STATE,
     USED,
+    WARM,
     Kind,
     Layout,
     SizeClass,
@@ -44,6 +45,7 @@ class Census(NamedTuple):
     blocks: int
     nbytes: int
     damaged: int  # cells whose tag or length makes no sense
+    warm: int  # cells whose memory is kept for the next block, or is being given back
 
 
 class Cells:
@@ -189,15 +191,20 @@ class Cells:
         return high
 
     def _count(self, size_class: SizeClass) -> Census:
-        blocks = nbytes = damaged = 0
+        blocks = nbytes = damaged = warm = 0
         for start, tags in self._chunks(size_class):  # A1 take, A2 free
             first = size_class.lengths + start
             lengths = self._words[first : first + len(tags)].tolist()
             for tag, length in zip(tags, lengths, strict=True):
-                if tag & STATE:
-                    if length > size_class.cell_nbytes or self.layout.is_damaged(tag):
-                        damaged += 1
-                    else:
-                        blocks += 1
-                        nbytes += max(length, SMALLEST_CELL)
-        return Census(blocks, nbytes, damaged)
+                if not tag & (STATE | WARM):
+                    continue
+                if self.layout.is_damaged(tag):
+                    damaged += 1
+                elif tag & (RETIRED | WARM):
+                    warm += 1
+                elif length > size_class.cell_nbytes:
+                    damaged += 1
+                else:
+                    blocks += 1
+                    nbytes += max(length, SMALLEST_CELL)
+        return Census(blocks, nbytes, damaged, warm)
