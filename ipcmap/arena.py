@@ -18,6 +18,7 @@ from typing import SupportsIndex
 
 from ipcmap._core import backend as default_engine
 from ipcmap._core import engines
+from ipcmap._core.allocators import allocators
 from ipcmap._core.header import check_header, write_header
 from ipcmap._core.layout import (
     MAX_PROCESSES,
@@ -28,7 +29,6 @@ from ipcmap._core.layout import (
     Kind,
     Layout,
 )
-from ipcmap._core.reference_allocator import Allocator
 from ipcmap._core.reference_cells import Cell
 from ipcmap._core.reference_ring_burial import keeps
 from ipcmap._core.reference_sections import initialise
@@ -150,7 +150,8 @@ class Arena:
             pages.address + SLOTS_SECTION,
             max_processes,
         )
-        allocator = Allocator(words, pages.address, layout, self._limit, family.slot)
+        make = allocators[self._engine]
+        allocator = make(words, pages.address, layout, self._limit, family.slot)
         allocator.initialise()
         family.on_death(_free_blocks_of_the_dead(weakref.ref(self)))
         self._inside: Inside | None = Inside(pages, words, allocator, family)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from ipcmap._core.allocators import allocators
 from ipcmap._core.layout import BYTES_IN_USE, WARM_BYTES, Layout
-from ipcmap._core.reference_allocator import Allocator
 from ipcmap._core.reference_cells import Cell
 from ipcmap.pages import reserve_pages
 
@@ -14,7 +14,10 @@ WORDS = 2**64
 class Place:
     """A small region with an allocator, whose processes say themselves which slot is theirs."""
 
-    def __init__(self, limit: int = 32 * MIB, *, reserve: int = 1 << 30) -> None:
+    def __init__(
+        self, limit: int = 32 * MIB, *, reserve: int = 1 << 30, engine: str = "reference"
+    ) -> None:
+        self.engine = engine
         self.pages = reserve_pages(reserve, reserve)
         self._attach(limit, slot=7)
         self.allocator.initialise()
@@ -23,6 +26,7 @@ class Place:
     def beside(cls, place: Place, slot: int) -> Place:
         """Return the same region as another process would have it."""
         self = object.__new__(cls)
+        self.engine = place.engine
         self.pages = place.pages
         self._attach(32 * MIB, slot)
         return self
@@ -32,7 +36,7 @@ class Place:
         self.bytes = self.pages.window()
         self.words = self.bytes.cast("Q")
         self.slot = slot
-        self.allocator = Allocator(
+        self.allocator = allocators[self.engine](
             self.words, self.pages.address, self.layout, limit, lambda: self.slot
         )
 

@@ -28,9 +28,9 @@ from places import MIB, WORDS, Place
 
 
 @pytest.fixture
-def place() -> Place:
+def place(engine: str) -> Place:
     """A fresh region, shared with children forked from here on."""
-    return Place()
+    return Place(engine=engine)
 
 
 @pytest.mark.parametrize("reserved", [64 << 20, 100 << 20, (64 << 20) + 4096, 1 << 40, 1 << 44])
@@ -134,10 +134,10 @@ def test_a_search_is_bounded_and_comes_round(place: Place) -> None:
     assert place.in_use() == 1000 * 64
 
 
-def test_a_full_class_passes_on_to_the_next_larger_one() -> None:
+def test_a_full_class_passes_on_to_the_next_larger_one(engine: str) -> None:
     """And after the last of all it is full; each cell is handed out once."""
     nbytes = MIB - 5
-    place = Place(WORDS, reserve=MIN_RESERVE)
+    place = Place(WORDS, reserve=MIN_RESERVE, engine=engine)
     larger = [c for c in place.layout.classes if c.cell_nbytes >= nbytes]
     cells = [place.allocator.allocate(nbytes) for c in larger for _ in range(c.capacity)]
     with pytest.raises(ArenaFull, match="no free cell of this length: nbytes=1048571"):
@@ -151,9 +151,9 @@ def test_a_full_class_passes_on_to_the_next_larger_one() -> None:
     assert place.allocator.allocate(16 * MIB).nbytes == 16 * MIB
 
 
-def test_a_full_class_finds_the_one_cell_that_is_freed() -> None:
+def test_a_full_class_finds_the_one_cell_that_is_freed(engine: str) -> None:
     """Wherever the search begins."""
-    place = Place(WORDS, reserve=MIN_RESERVE)
+    place = Place(WORDS, reserve=MIN_RESERVE, engine=engine)
     size_class = next(c for c in place.layout.classes if c.capacity == 1024)
     cells = [place.allocator.allocate(size_class.cell_nbytes) for _ in range(1024)]
     place.allocator.free(cells[5])
@@ -162,9 +162,9 @@ def test_a_full_class_finds_the_one_cell_that_is_freed() -> None:
     assert place.allocator.allocate(size_class.cell_nbytes).offset == cells[5].offset
 
 
-def test_beyond_the_limit_it_is_full_with_figures() -> None:
+def test_beyond_the_limit_it_is_full_with_figures(engine: str) -> None:
     """The failed call takes nothing; after a free it works again."""
-    place = Place(limit=1000)
+    place = Place(limit=1000, engine=engine)
     first = place.allocator.allocate(900)
     with pytest.raises(
         ArenaFull, match=r"nbytes=101, in use=900, limit=1000; .*Arena\(limit=\.\.\.\)"
@@ -178,9 +178,9 @@ def test_beyond_the_limit_it_is_full_with_figures() -> None:
     assert place.in_use() == second.nbytes + 64
 
 
-def test_a_block_larger_than_the_largest_cell_says_so() -> None:
+def test_a_block_larger_than_the_largest_cell_says_so(engine: str) -> None:
     """No wait and no free would help."""
-    place = Place(reserve=MIN_RESERVE)
+    place = Place(reserve=MIN_RESERVE, engine=engine)
     for nbytes in (16 * MIB + 1, WORDS, 1 << 100):
         with pytest.raises(ArenaFull, match=f"nbytes={nbytes}, largest=16777216 bytes"):
             place.allocator.allocate(nbytes)
@@ -190,10 +190,11 @@ class Model(RuleBasedStateMachine):
     """Any order of calls, against a dictionary of what each slot must have."""
 
     cells = Bundle("cells")
+    engine = "reference"
 
     def __init__(self) -> None:
         super().__init__()
-        self.place = Place(limit=4 * MIB)
+        self.place = Place(limit=4 * MIB, engine=self.engine)
         self.owned: dict[Cell, int] = {}
         self.freed: list[Cell] = []
 
@@ -250,8 +251,9 @@ class Model(RuleBasedStateMachine):
         assert self.place.in_use() == sum(max(64, cell.nbytes) for cell in self.owned)
 
 
-def test_any_order_of_calls_does_what_the_model_says() -> None:
+def test_any_order_of_calls_does_what_the_model_says(engine: str) -> None:
     """No overlap, no lost block, exact bytes."""
+    model = type("Model", (Model,), {"engine": engine})
     run_state_machine_as_test(
-        Model, settings=settings(max_examples=60, stateful_step_count=40, deadline=None)
+        model, settings=settings(max_examples=60, stateful_step_count=40, deadline=None)
     )

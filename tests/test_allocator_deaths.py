@@ -24,8 +24,14 @@ from places import WORDS, Place
 
 
 @pytest.fixture
-def place() -> Place:
+def place(engine: str) -> Place:
     """A fresh region, shared with children forked from here on."""
+    return Place(engine=engine)
+
+
+@pytest.fixture
+def trapped() -> Place:
+    """The same of the reference engine, under whose words a trap can stand."""
     return Place()
 
 
@@ -95,33 +101,33 @@ class Killing:
 
 @pytest.mark.parametrize("nbytes", [100, GIVE_BACK])
 def test_a_death_before_any_access_of_allocate_and_free_is_repaired(
-    place: Place, fork: Fork, nbytes: int
+    trapped: Place, fork: Fork, nbytes: int
 ) -> None:
     """Each load and store in turn is the last; a sweep then finds all, and the counts are exact."""
-    kept = place.allocator.allocate(nbytes)
-    expected = place.in_use()
+    kept = trapped.allocator.allocate(nbytes)
+    expected = trapped.in_use()
 
     def die_at(access: int) -> None:
-        place.slot = 1
-        place.allocator._words = Killing(place.words, access)  # type: ignore[assignment]
-        place.allocator.free(place.allocator.allocate(nbytes))
+        trapped.slot = 1
+        trapped.allocator._words = Killing(trapped.words, access)  # type: ignore[assignment]
+        trapped.allocator.free(trapped.allocator.allocate(nbytes))
         os._exit(3)
 
     accesses = 0
     while True:
         accesses += 1
         ended = fork(die_at, accesses).wait()
-        other = place.allocator.allocate(nbytes)
-        assert place.in_use() == expected + nbytes + sum(
-            cell.nbytes for cell in place.allocator.owned_by(1)
+        other = trapped.allocator.allocate(nbytes)
+        assert trapped.in_use() == expected + nbytes + sum(
+            cell.nbytes for cell in trapped.allocator.owned_by(1)
         )
-        place.allocator.free(other)
-        assert place.allocator.sweep(1) <= 1
-        assert place.in_use() == expected
+        trapped.allocator.free(other)
+        assert trapped.allocator.sweep(1) <= 1
+        assert trapped.in_use() == expected
         if ended == 3:
             break
         assert ended == -signal.SIGKILL
-    place.allocator.check(kept)
+    trapped.allocator.check(kept)
     assert accesses > 30
 
 
@@ -134,25 +140,25 @@ def retired(place: Place, slot: int) -> Iterator[int]:
                 yield tag
 
 
-def test_a_sweep_that_died_is_finished_by_the_next(place: Place, fork: Fork) -> None:
+def test_a_sweep_that_died_is_finished_by_the_next(trapped: Place, fork: Fork) -> None:
     """Its own slot has what it had begun to free."""
-    place.slot = 1
+    trapped.slot = 1
     for nbytes in (10, 5000, GIVE_BACK, GIVE_BACK):
-        place.allocator.allocate(nbytes)
+        trapped.allocator.allocate(nbytes)
 
     def die_at(access: int) -> None:
-        place.slot = 2
-        place.allocator._words = Killing(place.words, access)  # type: ignore[assignment]
-        place.allocator.sweep(1)
+        trapped.slot = 2
+        trapped.allocator._words = Killing(trapped.words, access)  # type: ignore[assignment]
+        trapped.allocator.sweep(1)
 
     for access in range(20, 200, 7):
         fork(die_at, access).wait()
-    place.slot = 7
-    place.allocator.sweep(1)
-    place.allocator.sweep(2)
+    trapped.slot = 7
+    trapped.allocator.sweep(1)
+    trapped.allocator.sweep(2)
 
-    assert [*retired(place, 1), *retired(place, 2)] == []
-    assert place.in_use() == 0
+    assert [*retired(trapped, 1), *retired(trapped, 2)] == []
+    assert trapped.in_use() == 0
 
 
 # Exceptions, threads, forks
@@ -192,7 +198,7 @@ def test_handlers_that_raise_anywhere_lose_nothing(
     assert fork(place.allocator.allocate, 10).wait() == 0
 
 
-def test_a_handler_inside_a_change_is_refused_and_the_change_goes_on(place: Place) -> None:
+def test_a_handler_inside_a_change_is_refused_and_the_change_goes_on(trapped: Place) -> None:
     """It gets an error instead of a deadlock."""
     answers = []
 
@@ -201,32 +207,32 @@ def test_a_handler_inside_a_change_is_refused_and_the_change_goes_on(place: Plac
             self.left -= 1
             if not self.left:
                 with pytest.raises(BusyError, match="signal handler"):
-                    place.allocator.allocate(1)
+                    trapped.allocator.allocate(1)
                 answers.append("refused")
 
-    place.allocator._words = Handled(place.words, 5)  # type: ignore[assignment]
-    cell = place.allocator.allocate(100)
+    trapped.allocator._words = Handled(trapped.words, 5)  # type: ignore[assignment]
+    cell = trapped.allocator.allocate(100)
 
     assert answers == ["refused"]
-    place.allocator.free(cell)
-    place.allocator._words = place.words
-    assert place.in_use() == 0
+    trapped.allocator.free(cell)
+    trapped.allocator._words = trapped.words
+    assert trapped.in_use() == 0
 
 
 @pytest.mark.parametrize("call", ["free", "retag", "sweep"])
 def test_a_block_that_changes_hands_at_the_last_moment_is_left_alone(
-    place: Place, call: str
+    trapped: Place, call: str
 ) -> None:
     """Between the look at a tag and its change another process frees the cell and takes it."""
-    cell = place.allocator.allocate(100)
-    other = Place.beside(place, slot=1)
+    cell = trapped.allocator.allocate(100)
+    other = Place.beside(trapped, slot=1)
     taken: list[Cell] = []
 
     class Overtaken(Killing):
         """Words on which the other process acts after the first look at the tag."""
 
         def __getitem__(self, index: int | slice) -> object:
-            tag = place.tag(cell)
+            tag = trapped.tag(cell)
             found: Any = self.words[index]
             if isinstance(index, slice):
                 found = memoryview(found.tobytes()).cast("Q")
@@ -236,18 +242,18 @@ def test_a_block_that_changes_hands_at_the_last_moment_is_left_alone(
                 taken.append(other.allocator.allocate(90))
             return found
 
-    place.allocator._words = Overtaken(place.words, 0)  # type: ignore[assignment]
+    trapped.allocator._words = Overtaken(trapped.words, 0)  # type: ignore[assignment]
     if call == "sweep":
-        assert place.allocator.sweep(7) == 0
+        assert trapped.allocator.sweep(7) == 0
     else:
         arguments = (cell, 5) if call == "retag" else (cell,)
         with pytest.raises(StaleHandle):
-            getattr(place.allocator, call)(*arguments)
-    place.allocator._words = place.words
+            getattr(trapped.allocator, call)(*arguments)
+    trapped.allocator._words = trapped.words
 
     assert taken[0].offset == cell.offset
-    assert list(place.allocator.owned_by(1)) == taken
-    assert place.in_use() == 90
+    assert list(trapped.allocator.owned_by(1)) == taken
+    assert trapped.in_use() == 90
 
 
 def test_threads_and_processes_at_once_lose_nothing(place: Place, fork: Fork) -> None:
@@ -342,11 +348,13 @@ def test_a_handle_of_no_block_is_damaged(place: Place, offset: int) -> None:
         place.allocator.find(offset, 1, 0)
 
 
-def test_scribbled_counts_and_hints_end_in_a_legal_outcome(chance: random.Random) -> None:
+def test_scribbled_counts_and_hints_end_in_a_legal_outcome(
+    engine: str, chance: random.Random
+) -> None:
     """The right result, ArenaFull or CorruptError; no overlap, and a sweep puts it right."""
     outcomes = {"right": 0, ArenaFull: 0, CorruptError: 0}
     for _ in range(300):
-        place = Place()
+        place = Place(engine=engine)
         cells = [place.allocator.allocate(100) for _ in range(20)]
         size_class = place.layout.classes[1]
         word = chance.choice(

@@ -18,8 +18,14 @@ from test_allocator_deaths import Killing
 
 
 @pytest.fixture
-def place() -> Place:
+def place(engine: str) -> Place:
     """A fresh region that keeps 8 MiB, a quarter of its limit."""
+    return Place(32 * MIB, reserve=1 << 34, engine=engine)
+
+
+@pytest.fixture
+def trapped() -> Place:
+    """The same of the reference engine, under whose words a trap can stand."""
     return Place(32 * MIB, reserve=1 << 34)
 
 
@@ -70,9 +76,9 @@ def test_what_is_beyond_the_bound_is_given_back(place: Place) -> None:
     assert place.in_use() == MIB
 
 
-def test_the_bound_of_a_large_arena_is_a_fixed_one() -> None:
+def test_the_bound_of_a_large_arena_is_a_fixed_one(engine: str) -> None:
     """An idle arena is no burden."""
-    place = Place(1 << 30, reserve=1 << 34)
+    place = Place(1 << 30, reserve=1 << 34, engine=engine)
     cells = [filled(place, 8 * MIB) for _ in range(10)]
     for cell in cells:
         place.allocator.free(cell)
@@ -159,30 +165,30 @@ def test_the_statistics_say_how_much_is_kept() -> None:
 
 
 def test_a_death_before_any_access_while_memory_is_given_back_is_repaired(
-    place: Place, fork: Fork
+    trapped: Place, fork: Fork
 ) -> None:
     """A sweep gives back what was being given back, and no cell is lost."""
     accesses = 0
     while True:
         accesses += 1
-        cells = [filled(place) for _ in range(9)]
+        cells = [filled(trapped) for _ in range(9)]
         for cell in cells[:8]:
-            place.allocator.free(cell)
-        ended = fork(free_and_die_at, place, cells[8], accesses).wait()
-        place.allocator.sweep(1)
-        tag = place.words[place.tag(cells[8])]
+            trapped.allocator.free(cell)
+        ended = fork(free_and_die_at, trapped, cells[8], accesses).wait()
+        trapped.allocator.sweep(1)
+        tag = trapped.words[trapped.tag(cells[8])]
         if tag & STATE:  # it had not come to free it
-            place.allocator.free(cells[8])
-        place.allocator.free(place.allocator.allocate(5))  # what the dead one had left to trim
+            trapped.allocator.free(cells[8])
+        trapped.allocator.free(trapped.allocator.allocate(5))  # what the dead one had left to trim
 
-        assert place.in_use() == 0
-        assert place.kept() <= 8 * MIB
-        assert not any(is_retired(place, cell) for cell in cells)
+        assert trapped.in_use() == 0
+        assert trapped.kept() <= 8 * MIB
+        assert not any(is_retired(trapped, cell) for cell in cells)
         if ended == 3:
             break
         assert ended == -signal.SIGKILL
     assert accesses > 40
-    assert place.words[class_of(place, cells[0]).high_water] == 9
+    assert trapped.words[class_of(trapped, cells[0]).high_water] == 9
 
 
 def free_and_die_at(place: Place, cell: Cell, access: int) -> None:
@@ -235,10 +241,12 @@ def test_a_warm_or_retired_tag_on_a_small_cell_costs_no_neighbour_its_bytes(
     assert place.in_use() == 3 * nbytes
 
 
-def test_scribbled_counts_of_warm_cells_end_in_a_legal_outcome(chance: random.Random) -> None:
+def test_scribbled_counts_of_warm_cells_end_in_a_legal_outcome(
+    engine: str, chance: random.Random
+) -> None:
     """They say where to look; the tags say what is there, and a sweep puts the counts right."""
     for _ in range(60):
-        place = Place()
+        place = Place(engine=engine)
         cells = [filled(place) for _ in range(6)]
         word = chance.choice([class_of(place, cells[0]).warm, WARM_BYTES])
         for cell in cells[:3]:

@@ -1,13 +1,16 @@
-/* native.c -- the module ipcmap._core.native: the hot path of the ring, in C11.
+/* native.c -- the module ipcmap._core.native: the hot paths of ring and allocator, in C11.
  *
  *   RingMethods   what the class of native handles inherits: put, get, put_many, get_many
  *   Core          a ring as one handle has it; the methods find it in the handle's slot
  *   bind          says which class that is, and what does the rest
+ *   Cells         what the class of native allocators inherits (native_cells.c)
+ *   bind_cells    says what does the rest there
  *   layout        the offsets of native_layout.h, for a test to compare
  *
  * The methods are those of a base class without a layout of its own, and not of an
  * object in each handle, so that handle and core make no cycle: a ring that nobody
  * else has is freed with its handle, at once. */
+#include "native_cells.h"
 #include "native_core.h"
 
 #include <structmember.h>
@@ -133,7 +136,12 @@ static int add_layout(PyObject *module)
         const char *name;
         uint64_t value;
     } entries[] = {
-        ENTRY(OWNER), ENTRY(PRODUCERS_SECTION), ENTRY(CONSUMERS_PARKING), ENTRY(CONSUMERS_SECTION),
+        ENTRY(ALLOCATOR_SECTION), ENTRY(JOURNAL), ENTRY(BYTES_IN_USE), ENTRY(SWEPT_AT),
+        ENTRY(WARM_BYTES), ENTRY(SMALLEST_CELL), ENTRY(OWNER), ENTRY(USED), ENTRY(RETIRED),
+        ENTRY(WARM), ENTRY(KIND_SHIFT), ENTRY(KINDS), ENTRY(GENERATION_SHIFT), ENTRY(STATE),
+        ENTRY(CLASS_HIGH_WATER), ENTRY(CLASS_CURSOR), ENTRY(CLASS_USED), ENTRY(CLASS_USED_NBYTES),
+        ENTRY(CLASS_WARM), ENTRY(FIRST_OF_RING), ENTRY(LAST_OF_RING),
+        ENTRY(PRODUCERS_SECTION), ENTRY(CONSUMERS_PARKING), ENTRY(CONSUMERS_SECTION),
         ENTRY(PRODUCERS_PARKING), ENTRY(RECORDS), ENTRY(WRITE_POS), ENTRY(ROOM_END),
         ENTRY(SEEN_READ_POS), ENTRY(CLOSED), ENTRY(PUTS), ENTRY(PRODUCERS_TAKEOVERS),
         ENTRY(CONSUMERS_SLEEPING), ENTRY(READ_POS), ENTRY(SEEN_WRITE_POS), ENTRY(ENDED),
@@ -158,13 +166,15 @@ static int add_layout(PyObject *module)
 static PyMethodDef functions[] = {
     {"bind", (PyCFunction)(void (*)(void))bind, METH_VARARGS | METH_KEYWORDS,
      PyDoc_STR("Say which class the methods are for, and what does what they leave.")},
+    {"bind_cells", (PyCFunction)(void (*)(void))native_bind_cells, METH_VARARGS | METH_KEYWORDS,
+     PyDoc_STR("Say which class a cell's handle has, and what does what the methods leave.")},
     {NULL, NULL, 0, NULL},
 };
 
 static struct PyModuleDef definition = {
     PyModuleDef_HEAD_INIT,
     .m_name = "ipcmap._core.native",
-    .m_doc = PyDoc_STR("The native engine: the hot path of the ring."),
+    .m_doc = PyDoc_STR("The native engine: the hot paths of ring and allocator."),
     .m_size = -1,
     .m_methods = functions,
 };
@@ -176,6 +186,7 @@ PyMODINIT_FUNC PyInit_native(void)
     if (!module)
         return NULL;
     if (PyModule_AddType(module, &native_core_type) || PyModule_AddType(module, &ring_methods_type) ||
+        PyModule_AddType(module, &native_cells_type) ||
         add_layout(module)) {
         Py_DECREF(module);
         return NULL;

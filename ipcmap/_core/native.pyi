@@ -1,8 +1,10 @@
-"""The native engine: the hot path of the ring."""
+"""The native engine: the hot paths of ring and allocator."""
 
 from collections.abc import Callable, Iterable
 from types import MemberDescriptorType
 from typing import Any, SupportsIndex, final
+
+from ipcmap._core.reference_cells import Cell
 
 layout: dict[str, int]
 
@@ -17,6 +19,23 @@ class Core:
         tag_at: int,
         tag: int,
     ) -> Core: ...
+
+class Cells:
+    def places(
+        self,
+        words: memoryview,
+        limit: int,
+        keep: int,
+        max_processes: int,
+        owner: Callable[[], int],
+        classes: tuple[tuple[int, int, int, int, int, int], ...],
+        /,
+    ) -> None: ...
+    def allocate(self, nbytes: int, kind: int = 0) -> Cell: ...
+    def free(self, cell: Cell) -> None: ...
+    def retag(self, cell: Cell, owner: int, kind: int | None = None) -> Cell: ...
+    def pass_on(self, cell: Cell, owner: int, kind: int) -> Cell | None: ...
+    def check(self, cell: Cell) -> None: ...
 
 class RingMethods:
     def put(self, data: Any, timeout: float | None = None) -> None: ...
@@ -35,4 +54,13 @@ def bind(
     put_rest: Callable[..., None],
     get_many: Callable[..., list[bytes]],
     idle: Callable[..., None],
+) -> None: ...
+def bind_cells(
+    cell: type[Cell],
+    allocate: Callable[..., Cell],
+    free: Callable[..., None],
+    retag: Callable[..., Cell],
+    pass_on: Callable[..., Cell | None],
+    check: Callable[..., None],
+    trim: Callable[..., None],
 ) -> None: ...

@@ -1,4 +1,4 @@
-/* native_layout.h -- where the shared words of a ring lie: ring_layout.py, for C.
+/* native_layout.h -- where the shared words lie: ring_layout.py and layout.py, for C.
  *
  * Nothing else computes an offset. A test compares the two files, by way of
  * native.layout. Words are u64; LEASE_* and RETURNED are changed by the Python
@@ -41,7 +41,25 @@ enum {
 
 enum { HEADER = 8 }; /* bytes before a record's own */
 
-#define OWNER ((UINT64_C(1) << 20) - 1) /* in the tag of a block: layout.py */
+/* The allocator's: layout.py. Indices of words, in an arena and in a line of its class table. */
+enum { ALLOCATOR_SECTION = 128 }; /* offset in bytes */
+enum { JOURNAL = 256 / 8, BYTES_IN_USE, SWEPT_AT, WARM_BYTES };
+enum { CLASS_HIGH_WATER, CLASS_CURSOR, CLASS_USED, CLASS_USED_NBYTES, CLASS_WARM };
+
+#define SMALLEST_CELL UINT64_C(64)
+
+/* A tag. */
+#define OWNER ((UINT64_C(1) << 20) - 1)
+#define USED (UINT64_C(1) << 20)
+#define RETIRED (UINT64_C(1) << 21)
+#define WARM (UINT64_C(1) << 22)
+#define ZERO_BIT (UINT64_C(1) << 23)
+#define KIND_SHIFT 24
+#define KINDS UINT64_C(256)
+#define GENERATION_SHIFT 32
+#define STATE (UINT64_C(0xffffffff) & ~WARM)
+#define FIRST_OF_RING UINT64_C(1) /* kinds that a ring passes on: RECORD to LEAVING */
+#define LAST_OF_RING UINT64_C(5)
 
 #define LENGTH_MASK UINT64_C(0xffffffff)
 #define KIND_BITS (UINT64_C(3) << 32)
