@@ -219,7 +219,8 @@ class Arena:
             CorruptError: The bookkeeping is damaged.
             ValueError: ``nbytes`` is negative.
         """
-        nbytes = byte_count("nbytes", nbytes)
+        if type(nbytes) is not int:
+            nbytes = byte_count("nbytes", nbytes)
         if nbytes < 0:
             raise ValueError(f"length must not be negative: nbytes={nbytes}")
         return Block._made(self, self._allocate(nbytes, Kind.BYTES))

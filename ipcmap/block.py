@@ -124,12 +124,13 @@ class Block:
             StaleHandle: The block was freed before.
         """
         allocator = self._arena._open().allocator
-        views = sum(known() is not None for known in self._windows)
-        if views:
-            raise BusyError(
-                f"block cannot be freed under its views: {views} alive, {self!r}; "
-                "release them (memoryview.release, del array), then free"
-            )
+        if self._windows:
+            views = sum(known() is not None for known in self._windows)
+            if views:
+                raise BusyError(
+                    f"block cannot be freed under its views: {views} alive, {self!r}; "
+                    "release them (memoryview.release, del array), then free"
+                )
         allocator.free(self._cell)
 
     def __reduce__(self) -> tuple[Callable[..., Block], tuple[int, int, int]]:
