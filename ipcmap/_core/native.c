@@ -5,11 +5,13 @@
  *   bind          says which class that is, and what does the rest
  *   Cells         what the class of native allocators inherits (native_cells.c)
  *   bind_cells    says what does the rest there
+ *   Words         atomic cells (native_atomics.c)
  *   layout        the offsets of native_layout.h, for a test to compare
  *
  * The methods are those of a base class without a layout of its own, and not of an
  * object in each handle, so that handle and core make no cycle: a ring that nobody
  * else has is freed with its handle, at once. */
+#include "native_atomics.h"
 #include "native_cells.h"
 #include "native_core.h"
 
@@ -186,7 +188,7 @@ PyMODINIT_FUNC PyInit_native(void)
     if (!module)
         return NULL;
     if (PyModule_AddType(module, &native_core_type) || PyModule_AddType(module, &ring_methods_type) ||
-        PyModule_AddType(module, &native_cells_type) ||
+        PyModule_AddType(module, &native_cells_type) || PyModule_AddType(module, &native_words_type) ||
         add_layout(module)) {
         Py_DECREF(module);
         return NULL;

@@ -1,6 +1,7 @@
 /* native.h -- what the C files of the native engine share: a ring as one process holds it.
  *
  *   native_allocator.c, native_cells.c   the cells of an arena, with headers of their own
+ *   native_atomics.c   words that are changed in one step
  *   native_section.c   sections: robust mutexes, and what to do when one is not free
  *   native_ring.c      attempts to put and to get, made in a section, by one thread
  *   native_parking.c   waiting: spin, yield, park

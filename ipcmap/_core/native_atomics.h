@@ -1,0 +1,9 @@
+/* native_atomics.h -- the type of native_atomics.c, for native.c. */
+#ifndef IPCMAP_NATIVE_ATOMICS_H
+#define IPCMAP_NATIVE_ATOMICS_H
+
+#include <Python.h>
+
+extern PyTypeObject native_words_type;
+
+#endif
