@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from ipcmap._core import native
+from ipcmap._core.native_allocator import NativeAllocator
 from ipcmap.ring import Ring
+from ipcmap.structure import free_quietly
 
 __all__ = ["NativeRing"]
 
@@ -22,8 +24,15 @@ class NativeRing(native.RingMethods, Ring):
 
     def _attach(self) -> None:
         super()._attach()
+        allocator = self._allocator
         self._native = native.Core(
-            self._memory, self._core.capacity, self._inline, self._words, self._tag_at, self._tag
+            self._memory,
+            self._core.capacity,
+            self._inline,
+            self._words,
+            self._tag_at,
+            self._tag,
+            allocator if isinstance(allocator, NativeAllocator) else None,
         )
 
     def __reduce__(self) -> tuple[Any, tuple[int, int, int]]:
@@ -52,5 +61,6 @@ native.bind(
     put_rest=NativeRing._put_rest,
     get_many=Ring.get_many,
     idle=NativeRing._idle,
+    free=free_quietly,
 )
 Ring._accelerated["native"] = NativeRing

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import ipcmap
+from ipcmap._core.reference_allocator import Allocator
 from ipcmap._core.reference_ring_producers import RingProducers
 from ipcmap._core.reference_ring_waiting import CLOSED, DONE, Side
 from ipcmap._deadline import Deadline
@@ -136,16 +137,25 @@ class Stores:
         self.left, self.before, self.act = store, before, act
 
     def watch(self, ring: ipcmap.Ring) -> None:
-        """Count what this process stores from here on, also when it sweeps."""
+        """Count what this process stores from here on, also when it sweeps.
+
+        Its allocator is the reference engine's then, on the same bytes.
+        """
         core, arena = ring._core, ring._arena
         inside = arena._open()
-        place = core._place._replace(memory=self.watched(core._place.memory))
+        words = self.watched(inside.words)
+        known = inside.allocator
+        allocator = Allocator(
+            inside.words, inside.pages.address, known.layout, arena.limit, inside.family.slot
+        )
+        allocator._words = words
+        memory = self.watched(core._place.memory)
+        place = core._place._replace(memory=memory, allocator=allocator)
         core._words, core._halves = self.watched(core._words), self.watched(core._halves)
         core._memory = self.watched(core._memory)
         core._place = place
-        words = self.watched(inside.words)
-        inside.allocator._words = words
-        arena._inside = inside._replace(words=words)
+        ring._allocator = allocator
+        arena._inside = inside._replace(words=words, allocator=allocator)
 
     def watched(self, memory: memoryview) -> Any:
         """Return the memory, watched."""

@@ -83,7 +83,7 @@ def die_in_a_lease(ring: Ring) -> None:
 @pytest.mark.parametrize("record", [LARGE[0], HUGE], ids=["large", "huge"])
 def test_a_producer_killed_at_any_store_of_a_large_put(record: bytes, fork: Fork) -> None:
     """Its record is whole or was never put; the others' are all there."""
-    for ring in deaths(fork, lambda ring: ring.put(record), [LARGE[1], SMALL[0]]):
+    for ring in deaths(fork, lambda ring: Ring.put(ring, record), [LARGE[1], SMALL[0]]):
         ring.put(LARGE[2], 0)
         found = drained(ring)
         assert found in (
@@ -115,7 +115,7 @@ def test_a_producer_killed_at_any_store_of_put_many_with_large_records(fork: For
 def test_a_consumer_killed_at_any_store_of_a_large_get(record: bytes, fork: Fork) -> None:
     """The one record of its get is in doubt."""
     rest = [LARGE[1], SMALL[0]]
-    for ring in deaths(fork, lambda ring: ring.get(), [record, *rest]):
+    for ring in deaths(fork, Ring.get, [record, *rest]):
         assert drained(ring) in (rest, [record, *rest])
 
 

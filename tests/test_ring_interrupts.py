@@ -68,9 +68,9 @@ def lease(ring: Ring) -> None:
 
 
 CALLS: dict[str, tuple[Callable[[Ring], object], list[bytes], list[list[bytes]]]] = {
-    "put": (lambda ring: ring.put(LARGE[0]), [], [[], [LARGE[0]]]),
+    "put": (lambda ring: Ring.put(ring, LARGE[0]), [], [[], [LARGE[0]]]),
     "claim": (claim, [], [[], [LARGE[0]]]),
-    "get": (lambda ring: ring.get(), [LARGE[0], SMALL[0]], [[LARGE[0], SMALL[0]], [SMALL[0]]]),
+    "get": (Ring.get, [LARGE[0], SMALL[0]], [[LARGE[0], SMALL[0]], [SMALL[0]]]),
     "lease large": (lease, [LARGE[0], SMALL[0]], [[LARGE[0], SMALL[0]], [SMALL[0]]]),
     "lease small": (lease, [SMALL[1], SMALL[0]], [[SMALL[1], SMALL[0]], [SMALL[0]]]),
 }

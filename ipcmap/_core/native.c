@@ -34,11 +34,11 @@ static void set_side(ring_t *ring, side_t *side, bool produces)
 
 static PyObject *core_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"memory", "capacity", "inline_limit", "words", "tag_at", "tag", NULL};
-    PyObject *memory, *words;
+    static char *names[] = {"memory", "capacity", "inline_limit", "words", "tag_at", "tag", "allocator", NULL};
+    PyObject *memory, *words, *allocator;
     unsigned long long capacity, inline_limit, tag_at, tag;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OKKOKK", names, &memory, &capacity,
-                                     &inline_limit, &words, &tag_at, &tag))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OKKOKKO", names, &memory, &capacity, &inline_limit,
+                                     &words, &tag_at, &tag, &allocator))
         return NULL;
     core_t *self = (core_t *)type->tp_alloc(type, 0);
     if (!self)
@@ -50,7 +50,8 @@ static PyObject *core_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     }
     if (capacity < MIN_CAPACITY || capacity > MAX_CAPACITY || capacity & (capacity - 1) ||
         (uint64_t)self->memory.len < RECORDS + capacity || (uintptr_t)self->memory.buf % 64 ||
-        inline_limit > capacity / 2 - HEADER || tag_at >= (uint64_t)self->words.len / 8 ||
+        inline_limit > capacity / 2 - HEADER || 
+        (allocator != Py_None && !native_is_of(allocator, self->words.buf)) || tag_at >= (uint64_t)self->words.len / 8 ||
         (uintptr_t)self->words.buf % 64) {
         PyErr_Format(PyExc_ValueError,
                      "no ring has such figures: nbytes=%zd, capacity=%llu, inline_limit=%llu",
@@ -60,6 +61,7 @@ static PyObject *core_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     }
     self->shm_tag = (shm_word_t *)self->words.buf + tag_at;
     self->tag = tag;
+    self->allocator = allocator == Py_None ? NULL : (cells_object_t *)Py_NewRef(allocator);
     ring_t *ring = &self->ring;
     unsigned char *shm = self->memory.buf;
     ring->shm_words = (shm_word_t *)self->memory.buf;
@@ -80,6 +82,7 @@ static void core_dealloc(PyObject *self)
         PyBuffer_Release(&((core_t *)self)->memory);
     if (((core_t *)self)->words.obj)
         PyBuffer_Release(&((core_t *)self)->words);
+    Py_XDECREF(((core_t *)self)->allocator);
     Py_TYPE(self)->tp_free(self);
 }
 
@@ -106,12 +109,12 @@ static PyTypeObject ring_methods_type = {
 
 static PyObject *bind(PyObject *module, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"handle", "slot", "put", "get", "put_many", "put_rest", "get_many", "idle", NULL};
-    PyObject *type, *slot, *methods[6];
+    static char *names[] = {"handle", "slot", "put", "get", "put_many", "put_rest", "get_many", "idle", "free", NULL};
+    PyObject *type, *slot, *methods[7];
     (void)module;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!O!OOOOOO", names, &PyType_Type, &type,
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!O!OOOOOOO", names, &PyType_Type, &type,
                                      &PyMemberDescr_Type, &slot, &methods[0], &methods[1],
-                                     &methods[2], &methods[3], &methods[4], &methods[5]))
+                                     &methods[2], &methods[3], &methods[4], &methods[5], &methods[6]))
         return NULL;
     PyMemberDef *member = ((PyMemberDescrObject *)slot)->d_member;
     if (native_bound.type || PyDescr_TYPE(slot) != (PyTypeObject *)type || member->type != T_OBJECT_EX) {
@@ -127,6 +130,7 @@ static PyObject *bind(PyObject *module, PyObject *args, PyObject *kwargs)
         .put_rest = Py_NewRef(methods[3]),
         .get_many = Py_NewRef(methods[4]),
         .idle = Py_NewRef(methods[5]),
+        .free = Py_NewRef(methods[6]),
     };
     Py_RETURN_NONE;
 }
@@ -152,6 +156,8 @@ static int add_layout(PyObject *module)
         ENTRY(FIRST_RECORD), ENTRY(HEADER), ENTRY(LENGTH_MASK), ENTRY(KIND_BITS), ENTRY(RECORD),
         ENTRY(PADDING), ENTRY(BLOCK), ENTRY(TAKEN), ENTRY(NUMBER_SHIFT), ENTRY(NUMBER_ONE),
         ENTRY(NUMBER_MASK), ENTRY(NUMBER_BITS), ENTRY(MIN_CAPACITY), ENTRY(MAX_CAPACITY),
+        ENTRY(B_RING), ENTRY(B_RING_GENERATION), ENTRY(B_POS), ENTRY(B_NBYTES), ENTRY(B_CALL),
+        ENTRY(BLOCK_HEADER), ENTRY(KIND_RECORD),
     };
     PyObject *layout = PyDict_New();
     for (size_t index = 0; layout && index < sizeof entries / sizeof *entries; index++) {

@@ -6,7 +6,7 @@
  *   native_ring.c      attempts to put and to get, made in a section, by one thread
  *   native_parking.c   waiting: spin, yield, park
  *   native_call.c      put, get, put_many, get_many as Python calls them,
- *                      with native_put.c and native_get.c
+ *                      with native_put.c, native_get.c and native_blocks.c
  *   native.c           the module
  *
  * The protocol is that of reference_ring.py, whose header names the shared fields,
@@ -153,6 +153,18 @@ typedef struct {
     unsigned char *result;
     uint64_t length;
 } result_t;
+
+/* A block that carries a record: its place in the arena, and who is to have it. */
+struct cells;
+typedef struct {
+    struct cells *cells;
+    shm_word_t *shm_words; /* its own */
+    uint64_t offset, generation, owner;
+} block_t;
+
+outcome_t ring_put_block(ring_t *, const block_t *, uint64_t *seen);
+outcome_t ring_get_block(ring_t *, const block_t *, uint64_t *seen);
+bool ring_names(const ring_t *, uint64_t pos, uint64_t *offset, uint64_t *generation);
 
 outcome_t ring_get_many(ring_t *, const result_t *, size_t count, size_t *done, uint64_t *seen);
 outcome_t ring_peek(const ring_t *, uint64_t *pos, uint64_t end, uint64_t *length);

@@ -18,6 +18,7 @@ class Core:
         words: memoryview,
         tag_at: int,
         tag: int,
+        allocator: Cells | None,
     ) -> Core: ...
 
 @final
@@ -62,6 +63,7 @@ def bind(
     put_rest: Callable[..., None],
     get_many: Callable[..., list[bytes]],
     idle: Callable[..., None],
+    free: Callable[..., None],
 ) -> None: ...
 def bind_cells(
     cell: type[Cell],

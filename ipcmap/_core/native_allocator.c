@@ -157,7 +157,8 @@ outcome_t cells_take(cells_t *cells, uint64_t nbytes, uint64_t kind, uint64_t ow
     return DONE;
 }
 
-static bool locate(const cells_t *cells, uint64_t offset, place_t *found)
+/* Find the cell that begins at an offset, whatever its tag is. */
+bool cells_locate(const cells_t *cells, uint64_t offset, place_t *found)
 {
     size_t low = 0, high = cells->count;
     while (low < high) {
@@ -179,7 +180,7 @@ static bool locate(const cells_t *cells, uint64_t offset, place_t *found)
 /* Find the cell of a good handle, with its tag as it is. */
 outcome_t cells_find(const cells_t *cells, uint64_t offset, uint64_t generation, uint64_t kind, place_t *found)
 {
-    if (!locate(cells, offset, found) || generation > UINT32_MAX || kind >= KINDS)
+    if (!cells_locate(cells, offset, found) || generation > UINT32_MAX || kind >= KINDS)
         return UNUSUAL;
     found->tag = word(cells, found->class->tags + found->index); /* A1 take, A3 retire */
     uint64_t expected = generation << GENERATION_SHIFT | kind << KIND_SHIFT | USED;
@@ -226,7 +227,7 @@ outcome_t cells_pass_on(cells_t *cells, uint64_t offset, uint64_t generation, ui
                         uint64_t owner, uint64_t *nbytes)
 {
     place_t found;
-    if (!locate(cells, offset, &found) || kind >= KINDS || owner > OWNER)
+    if (!cells_locate(cells, offset, &found) || kind >= KINDS || owner > OWNER)
         return UNUSUAL;
     uint64_t at = found.class->tags + found.index, tag = word(cells, at);
     uint64_t was = tag >> KIND_SHIFT & (KINDS - 1);

@@ -18,7 +18,7 @@ typedef struct {
     uint64_t first_cell; /* offset in bytes */
 } class_t;
 
-typedef struct {
+typedef struct cells {
     shm_word_t *shm_words; /* the arena, in the region */
     pthread_mutex_t *shm_section;
     uint64_t limit, keep, max_processes;
@@ -40,6 +40,7 @@ outcome_t cells_retag(cells_t *, const place_t *, uint64_t kind, uint64_t owner)
 outcome_t cells_pass_on(cells_t *, uint64_t offset, uint64_t generation, uint64_t kind,
                         uint64_t owner, uint64_t *nbytes);
 bool cells_excess(const cells_t *);
+bool cells_locate(const cells_t *, uint64_t offset, place_t *found);
 
 static inline uint64_t cells_offset(const place_t *place)
 {

@@ -3,7 +3,7 @@
  * A call makes attempts (native_ring.c) in its side's section and waits between them
  * (native_parking.c) as Ring promises. Whatever is unusual is left to the method of
  * the same name that the reference engine has, called outside of any section: other
- * arguments than these understand, errors, the end, a record in a block, a returned
+ * arguments than these understand, errors, the end, a block in a batch, a returned
  * lease, damage, a section that is not to be had for long, the end of the timeout.
  *
  * Signal handlers run between attempts, with no section held and no sleeper counted;
@@ -36,12 +36,13 @@ static inline bool is_good(const core_t *core)
 /* Attempts */
 
 typedef struct {
-    enum { PUT, PUT_MANY, GET, GET_MANY } what;
+    enum { PUT, PUT_MANY, PUT_BLOCK, GET, GET_MANY, GET_BLOCK } what;
     const unsigned char *data;
     unsigned char *result;
     uint64_t length;
     const record_t *records;
     const result_t *results;
+    const block_t *block;
     size_t count, done;
     uint64_t seen;     /* the other side's position, by which the attempt went */
     uint64_t sleepers; /* of the other side */
@@ -59,6 +60,12 @@ make(ring_t *ring, attempt_t *attempt, pthread_mutex_t *shm_section, const side_
     case PUT_MANY:
         outcome = ring_put_many(ring, attempt->records, attempt->count, &attempt->done, &attempt->seen);
         break;
+    case PUT_BLOCK:
+        outcome = ring_put_block(ring, attempt->block, &attempt->seen);
+        break;
+    case GET_BLOCK:
+        outcome = ring_get_block(ring, attempt->block, &attempt->seen);
+        break;
     case GET:
         outcome = ring_get(ring, attempt->result, &attempt->length, &attempt->seen);
         break;
@@ -75,7 +82,7 @@ make(ring_t *ring, attempt_t *attempt, pthread_mutex_t *shm_section, const side_
 static inline __attribute__((always_inline)) outcome_t try_to(core_t *core, attempt_t *attempt)
 {
     ring_t *ring = &core->ring;
-    bool puts = attempt->what == PUT || attempt->what == PUT_MANY;
+    bool puts = attempt->what <= PUT_BLOCK;
     pthread_mutex_t *shm_section = puts ? ring->shm_producers_section : ring->shm_consumers_section;
     const side_t *other = puts ? &ring->consumers : &ring->producers;
     uint64_t takeovers = puts ? PRODUCERS_TAKEOVERS : CONSUMERS_TAKEOVERS;
@@ -99,6 +106,10 @@ typedef enum { FAILED = -1, GIVE_UP, GO_ON } verdict_t;
 
 verdict_t wait_for_other(PyObject *self, core_t *core, side_t *side, uint64_t *seen,
                          int64_t deadline, bool *waited);
+
+/* native_blocks.c */
+verdict_t put_large(PyObject *self, core_t *, const unsigned char *data, uint64_t length, int64_t deadline);
+verdict_t get_large(core_t *, uint64_t pos, PyObject **record);
 
 /* native_put.c, native_get.c */
 PyObject *native_put(PyObject *, PyObject *const *, Py_ssize_t, PyObject *);

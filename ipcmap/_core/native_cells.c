@@ -71,8 +71,33 @@ static bool set_cell(PyObject *cell, const uint64_t numbers[4])
     return true;
 }
 
+/* Whether an object is the allocator of the arena that begins here. */
+bool native_is_of(PyObject *allocator, const void *words)
+{
+    return PyObject_TypeCheck(allocator, &native_cells_type) && ((cells_object_t *)allocator)->cells.count &&
+           ((cells_object_t *)allocator)->words.buf == words;
+}
+
+/* Return a handle; NULL = an exception. */
+PyObject *native_cell(const uint64_t numbers[4])
+{
+    PyObject *cell = new_cell();
+    if (cell && !set_cell(cell, numbers))
+        Py_CLEAR(cell);
+    return cell;
+}
+
+/* Ask for this process's slot; false = an exception. */
+bool native_owner(const cells_object_t *self, uint64_t *owner)
+{
+    PyObject *slot = PyObject_CallNoArgs(self->owner);
+    *owner = slot ? PyLong_AsUnsignedLongLong(slot) : 0;
+    Py_XDECREF(slot);
+    return slot && !(*owner == (uint64_t)-1 && PyErr_Occurred());
+}
+
 /* Give back what is too much; false = an exception. */
-static bool trimmed(cells_object_t *self)
+bool native_trimmed(cells_object_t *self)
 {
     if (LIKELY(!cells_excess(&self->cells)))
         return true;
@@ -89,15 +114,12 @@ static PyObject *native_allocate(PyObject *self, PyObject *const *args, Py_ssize
     if (!object->cells.count || kwnames || nargs < 1 || nargs > 2 || !number_of(args[0], &nbytes) ||
         (nargs == 2 && !number_of(args[1], &kind)))
         return as_called(bound.allocate, self, args, nargs, kwnames);
-    PyObject *slot = PyObject_CallNoArgs(object->owner);
-    if (!slot)
+    if (!native_owner(object, &owner))
         return NULL;
-    bool plain = number_of(slot, &owner);
-    Py_DECREF(slot);
     PyObject *cell = new_cell();
     if (!cell)
         return NULL;
-    if (!plain || cells_take(&object->cells, nbytes, kind, owner, &taken) != DONE) {
+    if (cells_take(&object->cells, nbytes, kind, owner, &taken) != DONE) {
         Py_DECREF(cell);
         return as_called(bound.allocate, self, args, nargs, kwnames);
     }
@@ -107,7 +129,7 @@ static PyObject *native_allocate(PyObject *self, PyObject *const *args, Py_ssize
         Py_DECREF(cell);
         return NULL;
     }
-    if (!trimmed(object))
+    if (!native_trimmed(object))
         Py_CLEAR(cell);
     return cell;
 }
@@ -121,7 +143,7 @@ static PyObject *native_free(PyObject *self, PyObject *const *args, Py_ssize_t n
         cells_find(&object->cells, cell[0], cell[2], cell[3], &place) != DONE ||
         cells_free(&object->cells, &place) != DONE)
         return as_called(bound.free, self, args, nargs, kwnames);
-    return trimmed(object) ? Py_NewRef(Py_None) : NULL;
+    return native_trimmed(object) ? Py_NewRef(Py_None) : NULL;
 }
 
 static PyObject *native_retag(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames)

@@ -14,6 +14,11 @@ typedef struct {
     PyObject *owner; /* returns this process's slot */
 } cells_object_t;
 
+PyObject *native_cell(const uint64_t numbers[4]);
+bool native_owner(const cells_object_t *, uint64_t *owner);
+bool native_trimmed(cells_object_t *);
+bool native_is_of(PyObject *allocator, const void *words);
+
 extern PyTypeObject native_cells_type;
 PyObject *native_bind_cells(PyObject *module, PyObject *args, PyObject *kwargs);
 

@@ -6,6 +6,7 @@
 #include <Python.h>
 
 #include "native.h"
+#include "native_cells.h"
 
 /* A ring as a handle has it, in its slot `_native`. */
 typedef struct {
@@ -14,6 +15,7 @@ typedef struct {
     Py_buffer memory, words; /* of the ring, and of its arena; keep the region mapped */
     const shm_word_t *shm_tag; /* of the ring's block */
     uint64_t tag;              /* what it is, but for the owner, while the handle is good */
+    cells_object_t *allocator; /* of the arena; NULL = not of this engine */
 } core_t;
 
 extern PyTypeObject native_core_type;
@@ -24,7 +26,7 @@ extern PyMethodDef native_ring_methods[];
 extern struct native_bound {
     PyTypeObject *type;
     Py_ssize_t core_offset;
-    PyObject *put, *get, *put_many, *put_rest, *get_many, *idle;
+    PyObject *put, *get, *put_many, *put_rest, *get_many, *idle, *free;
 } native_bound;
 
 #endif

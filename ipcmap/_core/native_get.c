@@ -41,8 +41,14 @@ PyObject *native_get(PyObject *self, PyObject *const *args, Py_ssize_t nargs, Py
     for (int misfits = 0; misfits < MISFITS;) {
         uint64_t pos = look(ring, READ_POS), end = glimpse(ring, pos, false);
         outcome_t outcome = ring_peek(ring, &pos, end, &attempt.length);
-        if (outcome == UNUSUAL)
+        if (outcome == UNUSUAL) {
             attempt.length = 0; /* it may have changed by the time we are inside */
+            verdict_t verdict = get_large(core, pos, &record);
+            if (verdict == FAILED || record)
+                goto done;
+            if (verdict == GO_ON && ++misfits < MISFITS)
+                continue;
+        }
         if (outcome == NOTHING && IPCMAP_LOOK_DIRECTLY && pos == look(ring, READ_POS) && !look(ring, RETURNED)) {
             attempt.seen = end;
         } else {

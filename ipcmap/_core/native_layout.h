@@ -58,7 +58,8 @@ enum { CLASS_HIGH_WATER, CLASS_CURSOR, CLASS_USED, CLASS_USED_NBYTES, CLASS_WARM
 #define KINDS UINT64_C(256)
 #define GENERATION_SHIFT 32
 #define STATE (UINT64_C(0xffffffff) & ~WARM)
-#define FIRST_OF_RING UINT64_C(1) /* kinds that a ring passes on: RECORD to LEAVING */
+#define KIND_RECORD UINT64_C(1)
+#define FIRST_OF_RING KIND_RECORD /* kinds that a ring passes on: RECORD to LEAVING */
 #define LAST_OF_RING UINT64_C(5)
 
 #define LENGTH_MASK UINT64_C(0xffffffff)
@@ -71,6 +72,10 @@ enum { CLASS_HIGH_WATER, CLASS_CURSOR, CLASS_USED, CLASS_USED_NBYTES, CLASS_WARM
 #define NUMBER_ONE (UINT64_C(1) << NUMBER_SHIFT)
 #define NUMBER_MASK ((UINT64_C(1) << 30) - 1)
 #define NUMBER_BITS (NUMBER_MASK << NUMBER_SHIFT)
+
+/* The first words of a block that carries a record. */
+enum { B_RING, B_RING_GENERATION, B_POS, B_NBYTES, B_CALL };
+enum { BLOCK_HEADER = 64 }; /* bytes */
 
 #define MIN_CAPACITY UINT64_C(64)
 #define MAX_CAPACITY (UINT64_C(1) << 32)

@@ -33,8 +33,14 @@ PyObject *native_put(PyObject *self, PyObject *const *args, Py_ssize_t nargs, Py
         attempt.data = view.buf;
         attempt.length = (uint64_t)view.len;
     }
-    if (attempt.length > core->ring.inline_limit)
-        goto reference;
+    if (attempt.length > core->ring.inline_limit) {
+        verdict_t verdict = put_large(self, core, attempt.data, attempt.length, deadline);
+        if (verdict == GO_ON)
+            result = Py_NewRef(Py_None);
+        if (verdict != GIVE_UP)
+            goto done;
+        goto rest;
+    }
     for (;;) {
         bool waited = false;
         outcome_t outcome = try_to(core, &attempt);
@@ -51,6 +57,7 @@ PyObject *native_put(PyObject *self, PyObject *const *args, Py_ssize_t nargs, Py
         if (verdict == GIVE_UP)
             break;
     }
+rest:;
     PyObject *left = timeout_left(deadline);
     if (left) {
         PyObject *again[3] = {self, values[0], left};

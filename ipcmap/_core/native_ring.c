@@ -8,12 +8,15 @@
  *   closed  ended  returned  lease_*             the Python half; only read here
  *   records                                      [read_pos, write_pos) the consumers',
  *                                                the rest the producers'
+ *   a block in the ring: its position, its call, its tag (reference_ring_blocks)
  *
  * Every function but ring_peek is called in its side's section, by one thread, and makes
  * one attempt. It allocates nothing and calls nobody. A record's bytes go to, or come
  * from, memory that the caller has ready; if that does not fit, it says so (MISFIT).
  *
  * Sync points
+ *   B2 retag     consumer: its tag on a block that the ring still owns, before R2
+ *                next consumer, sweep: the ring comes before the tag
  *   R1 publish   producer: release store of write_pos, after the last byte and the next stub
  *                consumer: acquire load of write_pos (x86-64: look_across), or as the
  *                seen_write_pos that was noted after a look in the producers' section
@@ -28,7 +31,7 @@
  * Every word is copied once and checked before it is used: whatever stands there, an
  * index is within the ring. What makes no sense is UNUSUAL; the Python half then looks
  * at it once more, and says what is damaged. */
-#include "native.h"
+#include "native_allocator.h"
 
 #include <string.h>
 
@@ -139,6 +142,28 @@ outcome_t ring_put_many(ring_t *ring, const record_t *records, size_t count, siz
     return DONE;
 }
 
+/* Append the record in a block of one's own, which is addressed. */
+outcome_t ring_put_block(ring_t *ring, const block_t *block, uint64_t *seen)
+{
+    uint64_t need = TAKES(2 * 8), write_pos = look(ring, WRITE_POS);
+    if (room_at(ring, write_pos) < need) {
+        outcome_t outcome = find_room(ring, need, seen);
+        if (outcome != DONE)
+            return outcome;
+        write_pos = look(ring, WRITE_POS);
+        if (room_at(ring, write_pos) < need)
+            return UNUSUAL;
+    }
+    uint64_t at = word_at(ring, write_pos), stub = look(ring, at) & NUMBER_BITS;
+    atomic_store_explicit(&block->shm_words[B_POS], write_pos, memory_order_release);
+    store(ring, at + 1, block->offset);
+    store(ring, at + 2, block->generation);
+    store(ring, at, stub | BLOCK | 2 * 8);
+    store(ring, word_at(ring, write_pos + need), stub + NUMBER_ONE);
+    store(ring, WRITE_POS, write_pos + need); /* R1 publish */
+    return DONE;
+}
+
 /* Note up to where there are records; NOTHING = none beyond read_pos. */
 static outcome_t find_records(ring_t *ring, uint64_t read_pos, uint64_t *seen)
 {
@@ -246,5 +271,42 @@ outcome_t ring_get(ring_t *ring, unsigned char *result, uint64_t *length, uint64
     }
     memcpy(result, bytes_at(ring, pos), found);
     store(ring, READ_POS, pos + TAKES(found)); /* R2 consume */
+    return DONE;
+}
+
+/* Read from the record at pos which block it names, if it names one. */
+bool ring_names(const ring_t *ring, uint64_t pos, uint64_t *offset, uint64_t *generation)
+{
+    uint64_t at = word_at(ring, pos), header = look(ring, at);
+    if ((header & (KIND_BITS | LENGTH_MASK)) != (BLOCK | 2 * 8) ||
+        (pos & ring->mask) + TAKES(2 * 8) > ring->capacity)
+        return false;
+    *offset = look(ring, at + 1);
+    *generation = look(ring, at + 2);
+    return true;
+}
+
+/* Take the oldest record if it is in the block that was expected, for `owner`; else MISFIT. */
+outcome_t ring_get_block(ring_t *ring, const block_t *block, uint64_t *seen)
+{
+    uint64_t read_pos = look(ring, READ_POS), pos = read_pos, end = look(ring, SEEN_WRITE_POS);
+    uint64_t offset, generation, nbytes;
+    if (read_pos == end) {
+        outcome_t outcome = find_records(ring, read_pos, seen);
+        if (outcome != DONE)
+            return outcome;
+        end = *seen;
+    }
+    if (find_record(ring, &pos, end, &nbytes) != UNUSUAL)
+        return MISFIT;
+    if (end - pos < TAKES(2 * 8) || end - pos > ring->capacity || pos & 7 ||
+        !ring_names(ring, pos, &offset, &generation))
+        return UNUSUAL;
+    if (offset != block->offset || generation != block->generation)
+        return MISFIT;
+    if (cells_pass_on(block->cells, offset, generation, KIND_RECORD, block->owner, &nbytes) != DONE) /* B2 retag */
+        return UNUSUAL;
+    atomic_store_explicit(&block->shm_words[B_CALL], 0, memory_order_release);
+    store(ring, READ_POS, pos + TAKES(2 * 8)); /* R2 consume */
     return DONE;
 }
