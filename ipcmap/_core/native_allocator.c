@@ -56,8 +56,8 @@ static outcome_t enter(cells_t *cells)
             relax();
         answer = pthread_mutex_trylock(cells->shm_section); /* X1 enter */
     }
-    if (UNLIKELY(answer == EOWNERDEAD))
-        answer = pthread_mutex_consistent(cells->shm_section);
+    if (UNLIKELY(answer == EOWNERDEAD) && (answer = pthread_mutex_consistent(cells->shm_section)))
+        section_leave(cells->shm_section);
     if (UNLIKELY(answer))
         return UNUSUAL;
     if (UNLIKELY(word(cells, JOURNAL))) {

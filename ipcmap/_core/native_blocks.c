@@ -17,11 +17,12 @@
  *
  * The bytes are copied with no section held, and without the GIL where they are many. A
  * block in hand that is not put is freed before anything else is done: no call is broken
- * off in here but by death, so no hand is needed. Where a signal handler forked, the child
- * has another slot, and leaves the block to its parent. */
+ * off in here but by death, so no hand is needed. A child that a signal handler forked in
+ * here, wherever Python code ran, leaves the block to its parent. */
 #include "native_call.h"
 
 #include <string.h>
+#include <unistd.h>
 
 static const uint64_t MANY = 1 << 18; /* bytes whose copy takes longer than to let go of the GIL */
 
@@ -71,12 +72,15 @@ verdict_t put_large(PyObject *self, core_t *core, const unsigned char *data, uin
     if (!core->allocator)
         return GIVE_UP;
     cells_t *cells = &core->allocator->cells;
-    uint64_t owner, now;
+    pid_t maker = getpid();
+    uint64_t owner;
     place_t taken;
     if (length > LARGEST - BLOCK_HEADER)
         return GIVE_UP;
     if (!native_owner(core->allocator, &owner))
         return FAILED;
+    if (getpid() != maker)
+        return GIVE_UP;
     if (cells_take(cells, BLOCK_HEADER + length, KIND_RECORD, owner, &taken) != DONE) /* B1 tag */
         return GIVE_UP;
     block_t block = {
@@ -92,9 +96,12 @@ verdict_t put_large(PyObject *self, core_t *core, const unsigned char *data, uin
     store_block(&block, B_NBYTES, length);
     store_block(&block, B_CALL, 0);
     if (!native_trimmed(core->allocator)) {
-        free_block(core, &block);
+        if (getpid() == maker)
+            free_block(core, &block);
         return FAILED;
     }
+    if (getpid() != maker)
+        return GIVE_UP;
     copy((unsigned char *)block.shm_words + BLOCK_HEADER, data, length);
     attempt_t attempt = {.what = PUT_BLOCK, .block = &block};
     for (;;) {
@@ -105,13 +112,7 @@ verdict_t put_large(PyObject *self, core_t *core, const unsigned char *data, uin
         verdict_t verdict = GIVE_UP;
         if (outcome == NOTHING) {
             verdict = wait_for_other(self, core, &core->ring.producers, &attempt.seen, deadline, &waited);
-            PyObject *type, *value, *traceback;
-            PyErr_Fetch(&type, &value, &traceback);
-            bool known = native_owner(core->allocator, &now);
-            if (!known)
-                PyErr_Clear();
-            PyErr_Restore(type, value, traceback);
-            if (!known || now != owner) /* a signal handler forked: the block is the parent's */
+            if (getpid() != maker)
                 return verdict == FAILED ? FAILED : GIVE_UP;
         }
         if (verdict != GO_ON)
@@ -152,6 +153,7 @@ verdict_t get_large(core_t *core, uint64_t pos, PyObject **record)
 {
     if (!core->allocator)
         return GIVE_UP;
+    pid_t maker = getpid();
     block_t block = {.cells = &core->allocator->cells};
     attempt_t attempt = {.what = GET_BLOCK, .block = &block};
     uint64_t length, most;
@@ -159,6 +161,8 @@ verdict_t get_large(core_t *core, uint64_t pos, PyObject **record)
         return GIVE_UP;
     if (!native_owner(core->allocator, &block.owner))
         return FAILED;
+    if (getpid() != maker)
+        return GO_ON;
     *record = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)length);
     if (!*record) {
         PyErr_Clear(); /* the guess may be wrong; if it is not, the reference engine says so */
