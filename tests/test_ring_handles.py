@@ -164,7 +164,7 @@ def test_a_put_that_fails_after_its_commit_leaves_the_record_to_another_thread(
     monkeypatch.setattr(parking, "wake", raise_once)
     ring._core._words[at.CONSUMERS_SLEEPING] = 1
     with pytest.raises(KeyboardInterrupt):
-        ring.put(LARGE)
+        Ring.put(ring, LARGE)
 
     lease, view = taken.pop()
     assert bytes(view) == LARGE
