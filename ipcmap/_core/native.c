@@ -180,5 +180,9 @@ PyMODINIT_FUNC PyInit_native(void)
         Py_DECREF(module);
         return NULL;
     }
+#ifdef IPCMAP_SYNC_POINTS
+    if (native_add_sync_points(module))
+        Py_CLEAR(module);
+#endif
     return module;
 }

@@ -28,6 +28,7 @@
 #include <time.h>
 
 #include "native_layout.h"
+#include "native_sync_points.h"
 
 _Static_assert(ATOMIC_LLONG_LOCK_FREE == 2, "64-bit words must be stored in one step");
 _Static_assert(sizeof(_Atomic uint64_t) == 8, "a shared word is 8 bytes");
@@ -128,13 +129,17 @@ outcome_t section_wait(ring_t *, pthread_mutex_t *, uint64_t takeovers, int64_t 
 
 static inline outcome_t section_try(ring_t *ring, pthread_mutex_t *shm_section, uint64_t takeovers)
 {
-    int answer = pthread_mutex_trylock(shm_section); /* X1 enter */
-    return LIKELY(!answer) ? DONE : section_settle(ring, shm_section, takeovers, answer);
+    SYNC_POINT("X1 enter", "before");
+    int answer = pthread_mutex_trylock(shm_section);
+    if (UNLIKELY(answer))
+        return section_settle(ring, shm_section, takeovers, answer);
+    SYNC_POINT("X1 enter", "after");
+    return DONE;
 }
 
 static inline void section_leave(pthread_mutex_t *shm_section)
 {
-    pthread_mutex_unlock(shm_section); /* X2 leave */
+    STEP("X2 leave", pthread_mutex_unlock(shm_section));
 }
 
 /* native_ring.c: each in its side's section, which the caller enters and leaves. */
@@ -165,7 +170,9 @@ void parking_wake(sem_t *shm_parking);
 
 static inline void parking_wake_next(const ring_t *ring, const side_t *side)
 {
-    if (look(ring, side->sleepers))
+    uint64_t sleepers;
+    STEP("P5 look", sleepers = look(ring, side->sleepers));
+    if (sleepers)
         parking_wake(side->shm_parking);
 }
 

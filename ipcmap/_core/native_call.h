@@ -65,7 +65,7 @@ make(ring_t *ring, attempt_t *attempt, pthread_mutex_t *shm_section, const side_
     default:
         outcome = ring_get_many(ring, attempt->results, attempt->count, &attempt->done, &attempt->seen);
     }
-    attempt->sleepers = look(ring, other->sleepers); /* P5 look */
+    STEP("P5 look", attempt->sleepers = look(ring, other->sleepers));
     section_leave(shm_section);
     return outcome;
 }

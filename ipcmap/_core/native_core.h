@@ -19,6 +19,10 @@ typedef struct {
 extern PyTypeObject native_core_type;
 extern PyMethodDef native_ring_methods[];
 
+#ifdef IPCMAP_SYNC_POINTS
+int native_add_sync_points(PyObject *module);
+#endif
+
 /* What native.bind() is given: the class, where its handles keep the core, and the
  * methods of the reference engine that do what is unusual. */
 extern struct native_bound {

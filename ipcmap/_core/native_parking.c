@@ -107,13 +107,14 @@ static outcome_t visit(ring_t *ring, const side_t *side, uint64_t *seen, int arr
         entered = section_wait(ring, side->shm_other_section, side->other_takeovers, LOCK_SLICE);
     if (entered != DONE)
         return UNUSUAL;
-    uint64_t pos = look(ring, side->other_pos), ended = look(ring, side->other_ended);
+    uint64_t pos, ended;
+    STEP("P2 re-check", pos = look(ring, side->other_pos), ended = look(ring, side->other_ended));
     if (leaving || (arriving && pos == *seen && !ended)) {
         uint64_t sleepers = look(ring, side->sleepers);
         if (arriving && sleepers < LARGEST)
-            store(ring, side->sleepers, sleepers + 1); /* P1 announce, P2 re-check */
+            STEP("P1 announce", store(ring, side->sleepers, sleepers + 1));
         else if (leaving && sleepers)
-            store(ring, side->sleepers, sleepers - 1); /* P4 woken */
+            STEP("P4 woken", store(ring, side->sleepers, sleepers - 1));
     }
     section_leave(side->shm_other_section);
     if (pos < *seen)
@@ -140,7 +141,8 @@ outcome_t parking_sleep(ring_t *ring, side_t *side, uint64_t *seen, int64_t dead
     if (outcome != NOTHING)
         return outcome;
     *slept = true;
-    native_sem_wait(side->shm_parking, left < 0 ? 0 : left < SLICE ? left : SLICE); /* P3 sleep */
+    left = left < 0 ? 0 : left < SLICE ? left : SLICE;
+    STEP("P3 sleep", native_sem_wait(side->shm_parking, left));
     outcome = visit(ring, side, seen, 0, 1);
     if (outcome == UNUSUAL || (outcome == MOVED && side == &ring->producers))
         parking_wake_next(ring, side);
@@ -152,5 +154,5 @@ void parking_wake(sem_t *shm_parking)
 {
     int value = 1;
     if (!sem_getvalue(shm_parking, &value) && value == 0)
-        sem_post(shm_parking); /* P6 post */
+        STEP("P6 post", sem_post(shm_parking));
 }
