@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import queue
 from collections.abc import Sequence
 from typing import Any
 
 from ipcmap._core import native
+from ipcmap.errors import IpcmapError
 from ipcmap.ring import Ring
 
 __all__ = ["NativeRing"]
@@ -52,5 +54,6 @@ native.bind(
     put_rest=NativeRing._put_rest,
     get_many=Ring.get_many,
     idle=NativeRing._idle,
+    for_next_call=(queue.Empty, IpcmapError),
 )
 Ring._accelerated["native"] = NativeRing

@@ -101,12 +101,12 @@ static PyTypeObject ring_methods_type = {
 
 static PyObject *bind(PyObject *module, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"handle", "slot", "put", "get", "put_many", "put_rest", "get_many", "idle", NULL};
-    PyObject *type, *slot, *methods[6];
+    static char *names[] = {"handle", "slot", "put", "get", "put_many", "put_rest", "get_many", "idle", "for_next_call", NULL};
+    PyObject *type, *slot, *methods[6], *errors;
     (void)module;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!O!OOOOOO", names, &PyType_Type, &type,
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!O!OOOOOOO!", names, &PyType_Type, &type,
                                      &PyMemberDescr_Type, &slot, &methods[0], &methods[1],
-                                     &methods[2], &methods[3], &methods[4], &methods[5]))
+                                     &methods[2], &methods[3], &methods[4], &methods[5], &PyTuple_Type, &errors))
         return NULL;
     PyMemberDef *member = ((PyMemberDescrObject *)slot)->d_member;
     if (native_bound.type || PyDescr_TYPE(slot) != (PyTypeObject *)type || member->type != T_OBJECT_EX) {
@@ -122,6 +122,7 @@ static PyObject *bind(PyObject *module, PyObject *args, PyObject *kwargs)
         .put_rest = Py_NewRef(methods[3]),
         .get_many = Py_NewRef(methods[4]),
         .idle = Py_NewRef(methods[5]),
+        .for_next_call = Py_NewRef(errors),
     };
     Py_RETURN_NONE;
 }

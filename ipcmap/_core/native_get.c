@@ -121,26 +121,6 @@ static bool prepare(const ring_t *ring, PyObject *list, Py_ssize_t most, uint64_
     return !failed;
 }
 
-/* Whether an error says why nothing more was taken: no other may be dropped, least of all
- * what a signal handler raised. */
-static bool is_for_the_next_call(void)
-{
-    PyObject *type, *value, *traceback;
-    PyErr_Fetch(&type, &value, &traceback);
-    bool is = false;
-    static const char *const classes[][2] = {{"queue", "Empty"}, {"ipcmap.errors", "IpcmapError"}};
-    for (int i = 0; i < 2 && !is; i++) {
-        PyObject *module = PyImport_ImportModule(classes[i][0]);
-        PyObject *class = module ? PyObject_GetAttrString(module, classes[i][1]) : NULL;
-        is = class && PyErr_GivenExceptionMatches(type, class);
-        Py_XDECREF(class);
-        Py_XDECREF(module);
-        PyErr_Clear();
-    }
-    PyErr_Restore(type, value, traceback);
-    return is;
-}
-
 /* Add what the reference engine takes, if the next record is one for it. Why it takes
  * nothing is for the next call. */
 static bool add_unusual(PyObject *self, const ring_t *ring, PyObject *list, Py_ssize_t most, uint64_t stop)
@@ -151,7 +131,8 @@ static bool add_unusual(PyObject *self, const ring_t *ring, PyObject *list, Py_s
     PyObject *more = PyObject_CallFunction(native_bound.get_many, "Oni", self, most, 0);
     bool added = more && !PyList_SetSlice(list, PyList_GET_SIZE(list), PyList_GET_SIZE(list), more);
     Py_XDECREF(more);
-    if (!added && is_for_the_next_call()) {
+    /* No other error may be dropped, least of all what a signal handler raised. */
+    if (!added && PyErr_ExceptionMatches(native_bound.for_next_call)) {
         PyErr_Clear();
         return true;
     }
