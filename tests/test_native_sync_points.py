@@ -93,3 +93,50 @@ def test_the_usual_build_has_no_points(tmp_path: Path) -> None:
 
     assert b"sync_point" not in plain.read_bytes()
     assert b"R1 publish" not in plain.read_bytes()
+
+
+SLICES = """
+import queue, sys, native_build
+native = native_build.load(sys.argv[1])
+import ipcmap
+ring = ipcmap.Ring(arena=ipcmap.Arena(backend="native"))
+ring.put(b"")  # what only the first call of a ring asks for is no part of a wait
+ring.get()
+native.disarm()
+try:
+    ring.get(2.0)
+except queue.Empty:
+    print(native.trace().count("P3 sleep in parking_sleep, before"))
+"""
+
+
+def test_a_call_sleeps_shortly_at_first(hooks: Path) -> None:
+    """10, 80, 640 ms, then up to a second: a signal just before a sleep does not wait long."""
+    done = subprocess.run(
+        [sys.executable, "-c", SLICES, hooks],
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parent), "IPCMAP_BACKEND": "native"},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+
+    assert 2 <= int(done.stdout) <= 5
+
+
+def test_a_handler_runs_though_its_signal_came_just_before_the_sleep(
+    hooks: Path, tmp_path: Path
+) -> None:
+    """In the scene in which nothing ever comes, and the call has no timeout to end it."""
+    program = SLICES.replace("ring.get(2.0)", "ring.get()").replace(
+        "native.disarm()",
+        "import signal\n"
+        "signal.signal(signal.SIGUSR1, lambda *_: sys.exit(7))\n"
+        "native.arm('P3 sleep in parking_sleep, before', 1, signal.SIGUSR1)",
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, hooks],
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parent), "IPCMAP_BACKEND": "native"},
+        check=False,
+    )
+
+    assert done.returncode == 7

@@ -160,12 +160,20 @@ typedef struct {
 outcome_t ring_get_many(ring_t *, const result_t *, size_t count, size_t *done, uint64_t *seen);
 outcome_t ring_peek(const ring_t *, uint64_t *pos, uint64_t end, uint64_t *length);
 
+static const int64_t LONGEST_SLICE = 1000000000; /* nanoseconds; what a lost token costs */
+
+/* What one call remembers of its waits. */
+typedef struct {
+    bool slept;    /* a token may have been ours, so that whoever leaves now is to wake the next */
+    int64_t slice; /* nanoseconds; of its next sleep, 0 = the first */
+} waiting_t;
+
 /* native_parking.c: not with the GIL, but for parking_glance and the wakers. */
 bool parking_may_spin(void);
 bool parking_glance(const ring_t *, const side_t *, uint64_t seen);
 outcome_t parking_look(ring_t *, const side_t *, uint64_t *seen);
 bool parking_look_on(const ring_t *, side_t *, uint64_t seen, int64_t deadline);
-outcome_t parking_sleep(ring_t *, side_t *, uint64_t *seen, int64_t deadline, bool *slept);
+outcome_t parking_sleep(ring_t *, side_t *, uint64_t *seen, int64_t deadline, waiting_t *);
 void parking_wake(sem_t *shm_parking);
 
 static inline void parking_wake_next(const ring_t *ring, const side_t *side)

@@ -98,7 +98,7 @@ static inline __attribute__((always_inline)) outcome_t try_to(core_t *core, atte
 typedef enum { FAILED = -1, GIVE_UP, GO_ON } verdict_t;
 
 verdict_t wait_for_other(PyObject *self, core_t *core, side_t *side, uint64_t *seen,
-                         int64_t deadline, bool *waited);
+                         int64_t deadline, waiting_t *);
 
 /* native_put.c, native_get.c */
 PyObject *native_put(PyObject *, PyObject *const *, Py_ssize_t, PyObject *);

@@ -26,7 +26,7 @@ PyObject *native_get(PyObject *self, PyObject *const *args, Py_ssize_t nargs, Py
 {
     static const char *const names[2] = {"timeout", NULL};
     PyObject *values[2] = {NULL, NULL}, *record = NULL;
-    bool waited = false;
+    waiting_t waiting = {.slept = false};
     int64_t deadline;
     attempt_t attempt = {.what = GET};
     core_t *core = core_of(self);
@@ -62,7 +62,7 @@ PyObject *native_get(PyObject *self, PyObject *const *args, Py_ssize_t nargs, Py
         if (outcome != NOTHING)
             break;
         verdict_t verdict =
-            wait_for_other(self, core, &ring->consumers, &attempt.seen, deadline, &waited);
+            wait_for_other(self, core, &ring->consumers, &attempt.seen, deadline, &waiting);
         if (verdict == FAILED)
             goto done;
         if (verdict == GIVE_UP)
@@ -71,12 +71,12 @@ PyObject *native_get(PyObject *self, PyObject *const *args, Py_ssize_t nargs, Py
     PyObject *left = timeout_left(deadline);
     if (left) {
         PyObject *again[2] = {self, left};
-        pass_on(core, waited);
+        pass_on(core, waiting.slept);
         record = PyObject_Vectorcall(native_bound.get, again, 2, NULL);
         Py_DECREF(left);
     }
 done:
-    pass_on(core, waited);
+    pass_on(core, waiting.slept);
     Py_DECREF(core);
     return record;
 }
@@ -145,7 +145,7 @@ PyObject *native_get_many(PyObject *self, PyObject *const *args, Py_ssize_t narg
     PyObject *values[2] = {NULL, NULL}, *list = NULL;
     Py_ssize_t most = PY_SSIZE_T_MAX, taken = 0;
     result_t results[CHUNK];
-    bool waited = false;
+    waiting_t waiting = {.slept = false};
     int64_t deadline;
     uint64_t stop = 0;
     attempt_t attempt = {.what = GET_MANY, .results = results};
@@ -195,7 +195,7 @@ PyObject *native_get_many(PyObject *self, PyObject *const *args, Py_ssize_t narg
         if (outcome != NOTHING || look(ring, RETURNED))
             break;
         verdict_t verdict =
-            wait_for_other(self, core, &ring->consumers, &attempt.seen, deadline, &waited);
+            wait_for_other(self, core, &ring->consumers, &attempt.seen, deadline, &waiting);
         if (verdict == FAILED)
             goto failed;
         if (verdict == GIVE_UP)
@@ -210,7 +210,7 @@ PyObject *native_get_many(PyObject *self, PyObject *const *args, Py_ssize_t narg
     Py_CLEAR(list);
     if (left && number) {
         PyObject *again[3] = {self, number, left};
-        pass_on(core, waited);
+        pass_on(core, waiting.slept);
         list = PyObject_Vectorcall(native_bound.get_many, again, 3, NULL);
     }
     Py_XDECREF(left);
@@ -219,7 +219,7 @@ PyObject *native_get_many(PyObject *self, PyObject *const *args, Py_ssize_t narg
 failed:
     Py_CLEAR(list);
 done:
-    pass_on(core, waited);
+    pass_on(core, waiting.slept);
     Py_DECREF(core);
     return list;
 }
