@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import queue
 from collections.abc import Sequence
 from typing import Any
 
 from ipcmap._core import native
 from ipcmap._core.native_allocator import NativeAllocator
+from ipcmap.errors import IpcmapError
 from ipcmap.ring import Ring
 from ipcmap.structure import free_quietly
 
@@ -62,5 +64,6 @@ native.bind(
     get_many=Ring.get_many,
     idle=NativeRing._idle,
     free=free_quietly,
+    for_next_call=(queue.Empty, IpcmapError),
 )
 Ring._accelerated["native"] = NativeRing

@@ -109,12 +109,13 @@ static PyTypeObject ring_methods_type = {
 
 static PyObject *bind(PyObject *module, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"handle", "slot", "put", "get", "put_many", "put_rest", "get_many", "idle", "free", NULL};
-    PyObject *type, *slot, *methods[7];
+    static char *names[] = {"handle", "slot", "put", "get", "put_many", "put_rest", "get_many", "idle", "free", "for_next_call", NULL};
+    PyObject *type, *slot, *methods[7], *errors;
     (void)module;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!O!OOOOOOO", names, &PyType_Type, &type,
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!O!OOOOOOOO!", names, &PyType_Type, &type,
                                      &PyMemberDescr_Type, &slot, &methods[0], &methods[1],
-                                     &methods[2], &methods[3], &methods[4], &methods[5], &methods[6]))
+                                     &methods[2], &methods[3], &methods[4], &methods[5], &methods[6],
+                                     &PyTuple_Type, &errors))
         return NULL;
     PyMemberDef *member = ((PyMemberDescrObject *)slot)->d_member;
     if (native_bound.type || PyDescr_TYPE(slot) != (PyTypeObject *)type || member->type != T_OBJECT_EX) {
@@ -131,6 +132,7 @@ static PyObject *bind(PyObject *module, PyObject *args, PyObject *kwargs)
         .get_many = Py_NewRef(methods[4]),
         .idle = Py_NewRef(methods[5]),
         .free = Py_NewRef(methods[6]),
+        .for_next_call = Py_NewRef(errors),
     };
     Py_RETURN_NONE;
 }
@@ -199,5 +201,9 @@ PyMODINIT_FUNC PyInit_native(void)
         Py_DECREF(module);
         return NULL;
     }
+#ifdef IPCMAP_SYNC_POINTS
+    if (native_add_sync_points(module))
+        Py_CLEAR(module);
+#endif
     return module;
 }

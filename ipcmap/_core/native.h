@@ -30,6 +30,7 @@
 #include <time.h>
 
 #include "native_layout.h"
+#include "native_sync_points.h"
 
 _Static_assert(ATOMIC_LLONG_LOCK_FREE == 2, "64-bit words must be stored in one step");
 _Static_assert(sizeof(_Atomic uint64_t) == 8, "a shared word is 8 bytes");
@@ -130,13 +131,17 @@ outcome_t section_wait(ring_t *, pthread_mutex_t *, uint64_t takeovers, int64_t 
 
 static inline outcome_t section_try(ring_t *ring, pthread_mutex_t *shm_section, uint64_t takeovers)
 {
-    int answer = pthread_mutex_trylock(shm_section); /* X1 enter */
-    return LIKELY(!answer) ? DONE : section_settle(ring, shm_section, takeovers, answer);
+    SYNC_POINT("X1 enter", "before");
+    int answer = pthread_mutex_trylock(shm_section);
+    if (UNLIKELY(answer))
+        return section_settle(ring, shm_section, takeovers, answer);
+    SYNC_POINT("X1 enter", "after");
+    return DONE;
 }
 
 static inline void section_leave(pthread_mutex_t *shm_section)
 {
-    pthread_mutex_unlock(shm_section); /* X2 leave */
+    STEP("X2 leave", pthread_mutex_unlock(shm_section));
 }
 
 /* native_ring.c: each in its side's section, which the caller enters and leaves. */
@@ -169,17 +174,27 @@ bool ring_names(const ring_t *, uint64_t pos, uint64_t *offset, uint64_t *genera
 outcome_t ring_get_many(ring_t *, const result_t *, size_t count, size_t *done, uint64_t *seen);
 outcome_t ring_peek(const ring_t *, uint64_t *pos, uint64_t end, uint64_t *length);
 
+static const int64_t LONGEST_SLICE = 1000000000; /* nanoseconds; what a lost token costs */
+
+/* What one call remembers of its waits. */
+typedef struct {
+    bool slept;    /* a token may have been ours, so that whoever leaves now is to wake the next */
+    int64_t slice; /* nanoseconds; of its next sleep, 0 = the first */
+} waiting_t;
+
 /* native_parking.c: not with the GIL, but for parking_glance and the wakers. */
 bool parking_may_spin(void);
 bool parking_glance(const ring_t *, const side_t *, uint64_t seen);
 outcome_t parking_look(ring_t *, const side_t *, uint64_t *seen);
 bool parking_look_on(const ring_t *, side_t *, uint64_t seen, int64_t deadline);
-outcome_t parking_sleep(ring_t *, side_t *, uint64_t *seen, int64_t deadline, bool *slept);
+outcome_t parking_sleep(ring_t *, side_t *, uint64_t *seen, int64_t deadline, waiting_t *);
 void parking_wake(sem_t *shm_parking);
 
 static inline void parking_wake_next(const ring_t *ring, const side_t *side)
 {
-    if (look(ring, side->sleepers))
+    uint64_t sleepers;
+    STEP("P5 look", sleepers = look(ring, side->sleepers));
+    if (sleepers)
         parking_wake(side->shm_parking);
 }
 

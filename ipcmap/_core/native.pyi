@@ -64,6 +64,7 @@ def bind(
     get_many: Callable[..., list[bytes]],
     idle: Callable[..., None],
     free: Callable[..., None],
+    for_next_call: tuple[type[Exception], ...],
 ) -> None: ...
 def bind_cells(
     cell: type[Cell],

@@ -90,11 +90,11 @@ PyObject *as_called(PyObject *method, PyObject *self, PyObject *const *args,
 /* Wait until it is worth another attempt. FAILED = a signal handler raised; GIVE_UP = the
  * time is over, or the reference engine is to say what there is. */
 verdict_t wait_for_other(PyObject *self, core_t *core, side_t *side, uint64_t *seen,
-                                int64_t deadline, bool *waited)
+                                int64_t deadline, waiting_t *waiting)
 {
     ring_t *ring = &core->ring;
     outcome_t outcome = NOTHING;
-    bool moved = false, slept = false;
+    bool moved = false;
     if (deadline != FOR_EVER && monotonic_ns() >= deadline)
         return GIVE_UP;
     if (PyErr_CheckSignals())
@@ -117,11 +117,10 @@ verdict_t wait_for_other(PyObject *self, core_t *core, side_t *side, uint64_t *s
     if (moved)
         return GO_ON;
     Py_BEGIN_ALLOW_THREADS
-    outcome = parking_sleep(ring, side, seen, deadline, &slept);
+    outcome = parking_sleep(ring, side, seen, deadline, waiting);
     Py_END_ALLOW_THREADS
-    *waited |= slept;
     if (PyErr_CheckSignals()) {
-        if (slept)
+        if (waiting->slept)
             parking_wake_next(ring, side);
         return FAILED;
     }
@@ -129,6 +128,8 @@ verdict_t wait_for_other(PyObject *self, core_t *core, side_t *side, uint64_t *s
         return outcome == MOVED ? GO_ON : GIVE_UP;
     if (deadline != FOR_EVER && monotonic_ns() >= deadline)
         return GIVE_UP;
+    if (waiting->slice < LONGEST_SLICE)
+        return GO_ON; /* the family is looked after once in a second */
     PyObject *nothing = PyObject_CallOneArg(native_bound.idle, self);
     Py_XDECREF(nothing);
     return nothing ? GO_ON : FAILED;

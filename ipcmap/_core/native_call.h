@@ -72,7 +72,7 @@ make(ring_t *ring, attempt_t *attempt, pthread_mutex_t *shm_section, const side_
     default:
         outcome = ring_get_many(ring, attempt->results, attempt->count, &attempt->done, &attempt->seen);
     }
-    attempt->sleepers = look(ring, other->sleepers); /* P5 look */
+    STEP("P5 look", attempt->sleepers = look(ring, other->sleepers));
     section_leave(shm_section);
     return outcome;
 }
@@ -105,7 +105,7 @@ static inline __attribute__((always_inline)) outcome_t try_to(core_t *core, atte
 typedef enum { FAILED = -1, GIVE_UP, GO_ON } verdict_t;
 
 verdict_t wait_for_other(PyObject *self, core_t *core, side_t *side, uint64_t *seen,
-                         int64_t deadline, bool *waited);
+                         int64_t deadline, waiting_t *);
 
 /* native_blocks.c */
 verdict_t put_large(PyObject *self, core_t *, const unsigned char *data, uint64_t length, int64_t deadline);

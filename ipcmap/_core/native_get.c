@@ -26,7 +26,7 @@ PyObject *native_get(PyObject *self, PyObject *const *args, Py_ssize_t nargs, Py
 {
     static const char *const names[2] = {"timeout", NULL};
     PyObject *values[2] = {NULL, NULL}, *record = NULL;
-    bool waited = false;
+    waiting_t waiting = {.slept = false};
     int64_t deadline;
     attempt_t attempt = {.what = GET};
     core_t *core = core_of(self);
@@ -68,7 +68,7 @@ PyObject *native_get(PyObject *self, PyObject *const *args, Py_ssize_t nargs, Py
         if (outcome != NOTHING)
             break;
         verdict_t verdict =
-            wait_for_other(self, core, &ring->consumers, &attempt.seen, deadline, &waited);
+            wait_for_other(self, core, &ring->consumers, &attempt.seen, deadline, &waiting);
         if (verdict == FAILED)
             goto done;
         if (verdict == GIVE_UP)
@@ -77,12 +77,12 @@ PyObject *native_get(PyObject *self, PyObject *const *args, Py_ssize_t nargs, Py
     PyObject *left = timeout_left(deadline);
     if (left) {
         PyObject *again[2] = {self, left};
-        pass_on(core, waited);
+        pass_on(core, waiting.slept);
         record = PyObject_Vectorcall(native_bound.get, again, 2, NULL);
         Py_DECREF(left);
     }
 done:
-    pass_on(core, waited);
+    pass_on(core, waiting.slept);
     Py_DECREF(core);
     return record;
 }
@@ -127,26 +127,6 @@ static bool prepare(const ring_t *ring, PyObject *list, Py_ssize_t most, uint64_
     return !failed;
 }
 
-/* Whether an error says why nothing more was taken: no other may be dropped, least of all
- * what a signal handler raised. */
-static bool is_for_the_next_call(void)
-{
-    PyObject *type, *value, *traceback;
-    PyErr_Fetch(&type, &value, &traceback);
-    bool is = false;
-    static const char *const classes[][2] = {{"queue", "Empty"}, {"ipcmap.errors", "IpcmapError"}};
-    for (int i = 0; i < 2 && !is; i++) {
-        PyObject *module = PyImport_ImportModule(classes[i][0]);
-        PyObject *class = module ? PyObject_GetAttrString(module, classes[i][1]) : NULL;
-        is = class && PyErr_GivenExceptionMatches(type, class);
-        Py_XDECREF(class);
-        Py_XDECREF(module);
-        PyErr_Clear();
-    }
-    PyErr_Restore(type, value, traceback);
-    return is;
-}
-
 /* Add what the reference engine takes, if the next record is one for it. Why it takes
  * nothing is for the next call. */
 static bool add_unusual(PyObject *self, const ring_t *ring, PyObject *list, Py_ssize_t most, uint64_t stop)
@@ -157,7 +137,8 @@ static bool add_unusual(PyObject *self, const ring_t *ring, PyObject *list, Py_s
     PyObject *more = PyObject_CallFunction(native_bound.get_many, "Oni", self, most, 0);
     bool added = more && !PyList_SetSlice(list, PyList_GET_SIZE(list), PyList_GET_SIZE(list), more);
     Py_XDECREF(more);
-    if (!added && is_for_the_next_call()) {
+    /* No other error may be dropped, least of all what a signal handler raised. */
+    if (!added && PyErr_ExceptionMatches(native_bound.for_next_call)) {
         PyErr_Clear();
         return true;
     }
@@ -170,7 +151,7 @@ PyObject *native_get_many(PyObject *self, PyObject *const *args, Py_ssize_t narg
     PyObject *values[2] = {NULL, NULL}, *list = NULL;
     Py_ssize_t most = PY_SSIZE_T_MAX, taken = 0;
     result_t results[CHUNK];
-    bool waited = false;
+    waiting_t waiting = {.slept = false};
     int64_t deadline;
     uint64_t stop = 0;
     attempt_t attempt = {.what = GET_MANY, .results = results};
@@ -220,7 +201,7 @@ PyObject *native_get_many(PyObject *self, PyObject *const *args, Py_ssize_t narg
         if (outcome != NOTHING || look(ring, RETURNED))
             break;
         verdict_t verdict =
-            wait_for_other(self, core, &ring->consumers, &attempt.seen, deadline, &waited);
+            wait_for_other(self, core, &ring->consumers, &attempt.seen, deadline, &waiting);
         if (verdict == FAILED)
             goto failed;
         if (verdict == GIVE_UP)
@@ -235,7 +216,7 @@ PyObject *native_get_many(PyObject *self, PyObject *const *args, Py_ssize_t narg
     Py_CLEAR(list);
     if (left && number) {
         PyObject *again[3] = {self, number, left};
-        pass_on(core, waited);
+        pass_on(core, waiting.slept);
         list = PyObject_Vectorcall(native_bound.get_many, again, 3, NULL);
     }
     Py_XDECREF(left);
@@ -244,7 +225,7 @@ PyObject *native_get_many(PyObject *self, PyObject *const *args, Py_ssize_t narg
 failed:
     Py_CLEAR(list);
 done:
-    pass_on(core, waited);
+    pass_on(core, waiting.slept);
     Py_DECREF(core);
     return list;
 }

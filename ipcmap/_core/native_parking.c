@@ -21,14 +21,24 @@
  * failure halves the time, to nothing in the end, and a success makes it several times
  * what it took. Where it is nothing, one wait in PROBE_EVERY tries again. So a side whose
  * peer answers at once never sleeps, and one that waits for long, or shares a processor
- * with its peer, sleeps at once. With a single processor nobody looks on. */
+ * with its peer, sleeps at once. With a single processor nobody looks on.
+ *
+ * A signal that comes after the last look for signals (native_call.c) and before the
+ * kernel has put the thread to sleep does not end the sleep: nothing waits for a
+ * semaphore and lets signals in, in one step, as ppoll does for descriptors. Its handler
+ * runs at the end of the slice. So slices grow: a call that has just begun to wait
+ * sleeps for 10 ms at first, and each time that nothing came for eight times as long, up to
+ * a second. Such a signal waits for about as long as the call had, not for a second. Most
+ * sleeps are the first of their call, and end by a token long before the slice does. A
+ * call that waits for a second visits the other's section three times more for it, and
+ * one that waits for an hour no more often. */
 #include "native.h"
 
 #include <errno.h>
 #include <sched.h>
 
 /* Nanoseconds. */
-static const int64_t SLICE = 1000000000;    /* asleep at most; what a lost token costs */
+static const int64_t FIRST_SLICE = 10000000; /* asleep at most, in the first sleep of a call */
 static const int64_t PATIENCE = 200000000;  /* for the other's section, on leaving */
 static const int64_t LOCK_SLICE = 20000000; /* of that, in one call */
 static const int64_t GLANCE = 400;          /* with the GIL */
@@ -37,6 +47,7 @@ static const int64_t PURE_LOOKING = 10000;  /* then between looks give way to ot
 static const int64_t COUNT_EVERY = 1000000000;
 
 enum {
+    SLICE_GROWS = 8,   /* times, each sleep of a call in which nothing came */
     LOOKS_A_CLOCK = 8, /* looks between two readings of the clock */
     PROBE_EVERY = 32,
 };
@@ -107,13 +118,14 @@ static outcome_t visit(ring_t *ring, const side_t *side, uint64_t *seen, int arr
         entered = section_wait(ring, side->shm_other_section, side->other_takeovers, LOCK_SLICE);
     if (entered != DONE)
         return UNUSUAL;
-    uint64_t pos = look(ring, side->other_pos), ended = look(ring, side->other_ended);
+    uint64_t pos, ended;
+    STEP("P2 re-check", pos = look(ring, side->other_pos), ended = look(ring, side->other_ended));
     if (leaving || (arriving && pos == *seen && !ended)) {
         uint64_t sleepers = look(ring, side->sleepers);
         if (arriving && sleepers < LARGEST)
-            store(ring, side->sleepers, sleepers + 1); /* P1 announce, P2 re-check */
+            STEP("P1 announce", store(ring, side->sleepers, sleepers + 1));
         else if (leaving && sleepers)
-            store(ring, side->sleepers, sleepers - 1); /* P4 woken */
+            STEP("P4 woken", store(ring, side->sleepers, sleepers - 1));
     }
     section_leave(side->shm_other_section);
     if (pos < *seen)
@@ -131,17 +143,21 @@ outcome_t parking_look(ring_t *ring, const side_t *side, uint64_t *seen)
 }
 
 /* Sleep until the other side moves beyond *seen: MOVED, NOTHING = not in this slice, or
- * before the deadline, or a signal came; UNUSUAL = never. *slept: a token may have been
- * ours, so that whoever leaves now is to wake the next. */
-outcome_t parking_sleep(ring_t *ring, side_t *side, uint64_t *seen, int64_t deadline, bool *slept)
+ * before the deadline, or a signal came; UNUSUAL = never. */
+outcome_t parking_sleep(ring_t *ring, side_t *side, uint64_t *seen, int64_t deadline, waiting_t *waiting)
 {
-    int64_t left = deadline - monotonic_ns();
+    int64_t left = deadline - monotonic_ns(), slice = waiting->slice ? waiting->slice : FIRST_SLICE;
     outcome_t outcome = visit(ring, side, seen, 1, 0);
     if (outcome != NOTHING)
         return outcome;
-    *slept = true;
-    native_sem_wait(side->shm_parking, left < 0 ? 0 : left < SLICE ? left : SLICE); /* P3 sleep */
+    waiting->slept = true;
+    left = left < 0 ? 0 : left < slice ? left : slice;
+    STEP("P3 sleep", native_sem_wait(side->shm_parking, left));
     outcome = visit(ring, side, seen, 0, 1);
+    if (outcome == NOTHING)
+        waiting->slice = slice < LONGEST_SLICE / SLICE_GROWS ? slice * SLICE_GROWS : LONGEST_SLICE;
+    else
+        waiting->slice = 0;
     if (outcome == UNUSUAL || (outcome == MOVED && side == &ring->producers))
         parking_wake_next(ring, side);
     return outcome;
@@ -152,5 +168,5 @@ void parking_wake(sem_t *shm_parking)
 {
     int value = 1;
     if (!sem_getvalue(shm_parking, &value) && value == 0)
-        sem_post(shm_parking); /* P6 post */
+        STEP("P6 post", sem_post(shm_parking));
 }

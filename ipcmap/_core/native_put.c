@@ -9,6 +9,7 @@ PyObject *native_put(PyObject *self, PyObject *const *args, Py_ssize_t nargs, Py
     PyObject *values[2] = {NULL, NULL}, *result = NULL;
     Py_buffer view = {.obj = NULL};
     int64_t deadline;
+    waiting_t waiting = {.slept = false};
     attempt_t attempt = {.what = PUT};
     core_t *core = core_of(self);
     if (!core)
@@ -42,7 +43,6 @@ PyObject *native_put(PyObject *self, PyObject *const *args, Py_ssize_t nargs, Py
         goto rest;
     }
     for (;;) {
-        bool waited = false;
         outcome_t outcome = try_to(core, &attempt);
         if (LIKELY(outcome == DONE)) {
             result = Py_NewRef(Py_None);
@@ -51,7 +51,7 @@ PyObject *native_put(PyObject *self, PyObject *const *args, Py_ssize_t nargs, Py
         if (outcome != NOTHING)
             break;
         verdict_t verdict =
-            wait_for_other(self, core, &core->ring.producers, &attempt.seen, deadline, &waited);
+            wait_for_other(self, core, &core->ring.producers, &attempt.seen, deadline, &waiting);
         if (verdict == FAILED)
             goto done;
         if (verdict == GIVE_UP)
@@ -96,6 +96,7 @@ PyObject *native_put_many(PyObject *self, PyObject *const *args, Py_ssize_t narg
     record_t records[CHUNK];
     Py_ssize_t count, went_in = 0;
     int64_t deadline;
+    waiting_t waiting = {.slept = false};
     attempt_t attempt = {.what = PUT_MANY, .records = records};
     core_t *core = core_of(self);
     if (!core)
@@ -115,7 +116,6 @@ PyObject *native_put_many(PyObject *self, PyObject *const *args, Py_ssize_t narg
             goto reference;
     }
     while (went_in < count) {
-        bool waited = false;
         for (attempt.count = 0; attempt.count < CHUNK && went_in + (Py_ssize_t)attempt.count < count; attempt.count++) {
             PyObject *record = PyTuple_GET_ITEM(batch, went_in + (Py_ssize_t)attempt.count);
             records[attempt.count].data = (const unsigned char *)PyBytes_AS_STRING(record);
@@ -129,7 +129,7 @@ PyObject *native_put_many(PyObject *self, PyObject *const *args, Py_ssize_t narg
         if (outcome != NOTHING)
             goto reference;
         verdict_t verdict =
-            wait_for_other(self, core, &core->ring.producers, &attempt.seen, deadline, &waited);
+            wait_for_other(self, core, &core->ring.producers, &attempt.seen, deadline, &waiting);
         if (verdict == GIVE_UP)
             goto reference;
         if (verdict == FAILED) {

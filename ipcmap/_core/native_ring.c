@@ -33,8 +33,6 @@
  * at it once more, and says what is damaged. */
 #include "native_allocator.h"
 
-#include <string.h>
-
 /* So many bytes in one section, then publish and let others in. */
 #define SECTION_BYTES (UINT64_C(1) << 18)
 
@@ -44,7 +42,7 @@ static void note_puts(ring_t *ring, uint64_t write_pos)
     uint64_t number = look(ring, word_at(ring, write_pos)) >> NUMBER_SHIFT;
     uint64_t puts = look(ring, PUTS);
     puts += (number - puts) & NUMBER_MASK;
-    store(ring, PUTS, puts < LARGEST ? puts : LARGEST);
+    STEP("note puts", store(ring, PUTS, puts < LARGEST ? puts : LARGEST));
 }
 
 /* Note the consumers' position; is there room for so many bytes? Writes the padding
@@ -56,22 +54,22 @@ static outcome_t note_room(ring_t *ring, uint64_t read_pos, uint64_t need)
     uint64_t backlog = write_pos - latest, index = write_pos & ring->mask;
     if (look(ring, CLOSED) || backlog > ring->capacity - 8 || write_pos & 7 || write_pos > LARGEST)
         return UNUSUAL;
-    store(ring, SEEN_READ_POS, latest);
+    STEP("note seen_read_pos", store(ring, SEEN_READ_POS, latest));
     note_puts(ring, write_pos);
     uint64_t full = latest + ring->capacity - 8; /* the stub needs a word */
     uint64_t edge = backlog <= ring->window / 2 ? ring->window : ring->capacity;
     uint64_t to_end = ring->capacity - index;
     if (index + need > edge && write_pos + to_end + need <= full) {
         uint64_t stub = look(ring, FIRST_RECORD + (index >> 3)) & NUMBER_BITS;
-        store(ring, FIRST_RECORD + (index >> 3), stub | PADDING | (to_end - HEADER));
-        store(ring, FIRST_RECORD, stub);
-        store(ring, WRITE_POS, write_pos += to_end); /* R1 publish */
+        STEP("padding", store(ring, FIRST_RECORD + (index >> 3), stub | PADDING | (to_end - HEADER)));
+        STEP("stub", store(ring, FIRST_RECORD, stub));
+        STEP("R1 publish", store(ring, WRITE_POS, write_pos += to_end));
         index = 0;
     }
     if (index + need > edge)
         edge = ring->capacity;
     uint64_t room_end = write_pos - index + edge;
-    store(ring, ROOM_END, room_end = room_end < full ? room_end : full);
+    STEP("note room_end", store(ring, ROOM_END, room_end = room_end < full ? room_end : full));
     return write_pos + need <= room_end ? DONE : NOTHING;
 }
 
@@ -103,10 +101,10 @@ outcome_t ring_put(ring_t *ring, const unsigned char *data, uint64_t length, uin
             return UNUSUAL;
     }
     uint64_t stub = look(ring, word_at(ring, write_pos)) & NUMBER_BITS;
-    memcpy(bytes_at(ring, write_pos), data, length);
-    store(ring, word_at(ring, write_pos), stub | length);
-    store(ring, word_at(ring, write_pos + need), stub + NUMBER_ONE);
-    store(ring, WRITE_POS, write_pos + need); /* R1 publish */
+    COPY("R0 fill", bytes_at(ring, write_pos), data, length);
+    STEP("header", store(ring, word_at(ring, write_pos), stub | length));
+    STEP("stub", store(ring, word_at(ring, write_pos + need), stub + NUMBER_ONE));
+    STEP("R1 publish", store(ring, WRITE_POS, write_pos + need));
     return DONE;
 }
 
@@ -128,16 +126,16 @@ outcome_t ring_put_many(ring_t *ring, const record_t *records, size_t count, siz
         room = SECTION_BYTES;
     for (; index < count && TAKES(records[index].length) <= room; index++) {
         uint64_t length = records[index].length, need = TAKES(length);
-        memcpy(bytes_at(ring, write_pos), records[index].data, length);
-        store(ring, word_at(ring, write_pos), number | length);
+        COPY("R0 fill", bytes_at(ring, write_pos), records[index].data, length);
+        STEP("header", store(ring, word_at(ring, write_pos), number | length));
         number += NUMBER_ONE;
         write_pos += need;
         room -= need;
     }
     if (!index)
         return UNUSUAL;
-    store(ring, word_at(ring, write_pos), number); /* the stub */
-    store(ring, WRITE_POS, write_pos);             /* R1 publish */
+    STEP("stub", store(ring, word_at(ring, write_pos), number));
+    STEP("R1 publish", store(ring, WRITE_POS, write_pos));
     *done = index;
     return DONE;
 }
@@ -177,7 +175,7 @@ static outcome_t find_records(ring_t *ring, uint64_t read_pos, uint64_t *seen)
     }
     if (*seen - read_pos > ring->capacity - 8 || *seen > LARGEST)
         return UNUSUAL;
-    store(ring, SEEN_WRITE_POS, *seen);
+    STEP("note seen_write_pos", store(ring, SEEN_WRITE_POS, *seen));
     return DONE;
 }
 
@@ -237,12 +235,12 @@ outcome_t ring_get_many(ring_t *ring, const result_t *results, size_t count, siz
             outcome = MISFIT;
         if (outcome != DONE)
             break;
-        memcpy(results[index].result, bytes_at(ring, pos), length);
+        COPY("R0 copy", results[index].result, bytes_at(ring, pos), length);
         pos += TAKES(length);
         index++;
     }
     if (pos != read_pos && (outcome != UNUSUAL || index))
-        store(ring, READ_POS, pos); /* R2 consume */
+        STEP("R2 consume", store(ring, READ_POS, pos));
     *done = index;
     return index ? DONE : outcome;
 }
@@ -260,7 +258,7 @@ outcome_t ring_get(ring_t *ring, unsigned char *result, uint64_t *length, uint64
     outcome_t outcome = find_record(ring, &pos, end, &found);
     if (UNLIKELY(outcome != DONE)) {
         if (outcome == NOTHING) { /* padding alone */
-            store(ring, READ_POS, pos); /* R2 consume */
+            STEP("R2 consume", store(ring, READ_POS, pos));
             *seen = pos;
         }
         return outcome;
@@ -269,8 +267,8 @@ outcome_t ring_get(ring_t *ring, unsigned char *result, uint64_t *length, uint64
         *length = found;
         return MISFIT;
     }
-    memcpy(result, bytes_at(ring, pos), found);
-    store(ring, READ_POS, pos + TAKES(found)); /* R2 consume */
+    COPY("R0 copy", result, bytes_at(ring, pos), found);
+    STEP("R2 consume", store(ring, READ_POS, pos + TAKES(found)));
     return DONE;
 }
 

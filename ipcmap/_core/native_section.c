@@ -54,9 +54,11 @@ int native_sem_wait(sem_t *shm_parking, int64_t nanoseconds)
 
 static outcome_t take_over(ring_t *ring, pthread_mutex_t *shm_section, uint64_t takeovers)
 {
-    if (pthread_mutex_consistent(shm_section))
+    int answer;
+    STEP("X1 make consistent", answer = pthread_mutex_consistent(shm_section));
+    if (answer)
         return UNUSUAL;
-    store(ring, takeovers, look(ring, takeovers) + 1);
+    STEP("X1 count the takeover", store(ring, takeovers, look(ring, takeovers) + 1));
     return DONE;
 }
 
@@ -66,10 +68,13 @@ outcome_t section_settle(ring_t *ring, pthread_mutex_t *shm_section, uint64_t ta
     for (int tries = 0; answer == EBUSY && tries < TRIES; tries++) {
         for (int pauses = 0; pauses <= tries; pauses++)
             relax();
-        answer = pthread_mutex_trylock(shm_section); /* X1 enter */
+        SYNC_POINT("X1 enter", "before");
+        answer = pthread_mutex_trylock(shm_section);
     }
-    if (!answer)
+    if (!answer) {
+        SYNC_POINT("X1 enter", "after");
         return DONE;
+    }
     if (answer == EOWNERDEAD)
         return take_over(ring, shm_section, takeovers);
     return answer == EBUSY ? BUSY : UNUSUAL;
@@ -80,10 +85,13 @@ outcome_t section_wait(ring_t *ring, pthread_mutex_t *shm_section, uint64_t take
 {
     clockid_t clock = clocklock ? CLOCK_MONOTONIC : CLOCK_REALTIME;
     struct timespec until = after(clock, nanoseconds);
+    SYNC_POINT("X1 enter", "before");
     int answer = clocklock ? clocklock(shm_section, clock, &until)
-                           : pthread_mutex_timedlock(shm_section, &until); /* X1 enter */
-    if (!answer)
+                           : pthread_mutex_timedlock(shm_section, &until);
+    if (!answer) {
+        SYNC_POINT("X1 enter", "after");
         return DONE;
+    }
     if (answer == EOWNERDEAD)
         return take_over(ring, shm_section, takeovers);
     return answer == ETIMEDOUT ? BUSY : UNUSUAL;

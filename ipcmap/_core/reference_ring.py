@@ -63,7 +63,7 @@ from ipcmap._core import ring_layout as at
 from ipcmap._core.reference_cells import Cell
 from ipcmap._core.reference_ring_blocks import NO_SLOT, RingBlocks
 from ipcmap._core.reference_ring_waiting import CLOSED, DONE, Damaged
-from ipcmap._core.reference_sections import abandon, enter, inside, leave
+from ipcmap._core.reference_sections import abandon, enter, leave
 from ipcmap._core.ring_layout import (
     CONSUMERS_SLEEPING,
     FIRST_LENGTH,
@@ -77,7 +77,6 @@ from ipcmap._core.ring_layout import (
     RECORDS,
     ROOM_END,
     SEEN_WRITE_POS,
-    WORD_MASK,
     WRITE_POS,
 )
 from ipcmap._deadline import Deadline
@@ -131,7 +130,8 @@ class RingCore(RingBlocks):
                     enter(self._producers_section, deadline, answers)
                 finally:
                     answer = answers[-1]
-                self._count_takeover(answers, at.PRODUCERS_TAKEOVERS)
+                if EOWNERDEAD in answers:
+                    self._count_takeover(self._producers_section)
             write_pos = words[WRITE_POS]
             end = write_pos + (length + 15 & -8)
             index = write_pos & self._mask
@@ -190,7 +190,8 @@ class RingCore(RingBlocks):
                     enter(self._consumers_section, deadline, answers)
                 finally:
                     answer = answers[-1]
-                self._count_takeover(answers, at.CONSUMERS_TAKEOVERS)
+                if EOWNERDEAD in answers:
+                    self._count_takeover(self._consumers_section)
             read_pos, seen = words[READ_POS], words[SEEN_WRITE_POS]
             if read_pos == seen:
                 if pos <= seen:
@@ -223,7 +224,7 @@ class RingCore(RingBlocks):
 
     def put_soon(self, data: bytes | memoryview) -> int:
         """Put after an attempt that found no room: with one look across, and no wait."""
-        pos = inside(self._consumers_section, _FOR_EVER, self._words.__getitem__, READ_POS)
+        pos = self._inside(self._consumers_section, _FOR_EVER, self._words.__getitem__, READ_POS)
         return self.put(data, _FOR_EVER, pos)
 
     def get_soon(self, seen: int) -> bytes | Cell | int:
@@ -236,21 +237,17 @@ class RingCore(RingBlocks):
             pos = latest
         if pos == seen:
             return seen
-        pos = inside(self._producers_section, _FOR_EVER, words.__getitem__, WRITE_POS)
+        pos = self._inside(self._producers_section, _FOR_EVER, words.__getitem__, WRITE_POS)
         return self.get(_FOR_EVER, pos)
-
-    def _count_takeover(self, answers: list[int], index: int) -> None:
-        if EOWNERDEAD in answers:
-            self._words[index] = self._words[index] + 1 & WORD_MASK
 
     def close(self, deadline: Deadline) -> None:
         """End it: producers are refused from now on, consumers take what is left.
 
         Broken off, by Stalled or a signal handler, it is to be called again.
         """
-        if inside(self._producers_section, deadline, self._close):
+        if self._inside(self._producers_section, deadline, self._close):
             parking.wake(self._consumers_parking)
-        if inside(self._consumers_section, deadline, self._end):
+        if self._inside(self._consumers_section, deadline, self._end):
             parking.wake(self._producers_parking)
 
     def _close(self) -> int:
@@ -264,8 +261,8 @@ class RingCore(RingBlocks):
 
     def counts(self, deadline: Deadline) -> tuple[int, int]:
         """Return the records ever taken and ever put, in this order of looking."""
-        number = inside(self._consumers_section, deadline, self._number_at, READ_POS)
-        puts = inside(self._producers_section, deadline, self._puts)
+        number = self._inside(self._consumers_section, deadline, self._number_at, READ_POS)
+        puts = self._inside(self._producers_section, deadline, self._puts)
         return puts - (puts - number & at.NUMBER_MASK), puts
 
     def _number_at(self, position: int) -> int:

@@ -17,7 +17,6 @@ from ipcmap._core.reference_cells import Cell
 from ipcmap._core.reference_ring import RingCore
 from ipcmap._core.reference_ring_blocks import NO_SLOT
 from ipcmap._core.reference_ring_waiting import CLOSED, DONE
-from ipcmap._core.reference_sections import inside
 from ipcmap._deadline import Deadline
 
 __all__ = ["RingBatches"]
@@ -43,7 +42,7 @@ class RingBatches(RingCore):
             go in. Only with DONE did any.
         """
         batch = records[begin : begin + self.capacity // 8]
-        outcome, done, sleepers = inside(
+        outcome, done, sleepers = self._inside(
             self._producers_section, deadline, self._append, batch, list(map(len, batch))
         )
         if sleepers:
@@ -111,7 +110,7 @@ class RingBatches(RingCore):
         Returns:
             What ``get`` would return for each, or for the first if there is none.
         """
-        taken, outcome, sleepers = inside(self._consumers_section, deadline, self._take, most)
+        taken, outcome, sleepers = self._inside(self._consumers_section, deadline, self._take, most)
         if sleepers:
             parking.wake(self._producers_parking)  # P6 post
         return taken or outcome

@@ -60,7 +60,7 @@ from ipcmap._core.reference_ring_waiting import (
     RingWaiting,
     Stalled,
 )
-from ipcmap._core.reference_sections import Reentered, inside
+from ipcmap._core.reference_sections import Reentered
 from ipcmap._deadline import Deadline
 from ipcmap.errors import BusyError
 
@@ -112,7 +112,9 @@ class RingBlocks(RingWaiting):
 
     def put_block(self, cell: Cell, deadline: Deadline) -> int:
         """Append the record in a block of one's own, which is addressed; outcomes as of ``put``."""
-        outcome, sleepers = inside(self._producers_section, deadline, self._append_block, cell)
+        outcome, sleepers = self._inside(
+            self._producers_section, deadline, self._append_block, cell
+        )
         if sleepers:
             parking.wake(self._consumers_parking)  # P6 post
         return outcome
@@ -216,7 +218,7 @@ class RingBlocks(RingWaiting):
             The block, LEASED: ``copy``, or the record's own; or what ``get`` returns.
         """
         self._place.slot()
-        leased, sleepers = inside(self._consumers_section, deadline, self._lease, copy, hand)
+        leased, sleepers = self._inside(self._consumers_section, deadline, self._lease, copy, hand)
         if sleepers:
             parking.wake(self._producers_parking)  # P6 post
         return leased
@@ -253,7 +255,7 @@ class RingBlocks(RingWaiting):
             return None
         self._place.slot()
         found = self._returned()
-        return inside(self._consumers_section, deadline, self._pop, found, kind, hand)
+        return self._inside(self._consumers_section, deadline, self._pop, found, kind, hand)
 
     def _returned(self) -> list[Cell]:
         """Find the RETURNED blocks of this ring, oldest first."""
@@ -293,7 +295,9 @@ class RingBlocks(RingWaiting):
             dead: Whether the slot, or the call, is still the one that cannot go on.
             deadline: When to stop waiting for the section.
         """
-        kept, sleepers = inside(self._consumers_section, deadline, self._judge, cell, owner, dead)
+        kept, sleepers = self._inside(
+            self._consumers_section, deadline, self._judge, cell, owner, dead
+        )
         if sleepers:
             parking.wake(self._consumers_parking)  # P6 post
         return kept

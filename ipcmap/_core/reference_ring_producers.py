@@ -24,7 +24,6 @@ from collections.abc import Callable
 from ipcmap._core.layout import Kind
 from ipcmap._core.reference_cells import Cell
 from ipcmap._core.reference_ring_batches import RingBatches
-from ipcmap._core.reference_sections import inside
 from ipcmap._core.ring_layout import BLOCK_HEADER, CLOSED
 from ipcmap._deadline import Deadline
 
@@ -43,7 +42,7 @@ class RingProducers(RingBatches):
         try:
             self.address_block(cell, 0, 0, 0)
             attached = allocator.retag(cell, self._place.slot(), Kind.PRODUCER)  # N1 attach
-            if inside(self._producers_section, deadline, lambda: self._words[CLOSED]):
+            if self._inside(self._producers_section, deadline, lambda: self._words[CLOSED]):
                 allocator.free(attached)
                 return None
             return attached
@@ -63,7 +62,7 @@ class RingProducers(RingBatches):
             dead: Whether the slot is still that of the dead.
             deadline: When to stop waiting for the section.
         """
-        if inside(self._producers_section, deadline, self._leave_last, cell, owner, dead):
+        if self._inside(self._producers_section, deadline, self._leave_last, cell, owner, dead):
             self.close(deadline)
 
     def _leave_last(self, cell: Cell, owner: int, dead: Callable[[], bool]) -> bool:

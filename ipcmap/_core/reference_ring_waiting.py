@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, TypeVar
 
 from ipcmap._core import reference_parking as parking
 from ipcmap._core import reference_sections as sections
@@ -32,6 +32,8 @@ __all__ = [
 # What an attempt or a wait came to. An attempt that found no room, or no record,
 # returns the position of the other side that it went by: no negative number.
 DONE, CLOSED, EMPTY, NO_SLOT = -1, -2, -3, -4
+
+Result = TypeVar("Result")
 
 LARGEST = 2**63 - 1  # of a position or count: at a byte a nanosecond, 292 years
 
@@ -161,19 +163,19 @@ class RingWaiting:
         leaving: int = 0,
     ) -> int:
         """Look whether the other side has moved since ``seen``, and note that for our side."""
-        pos, ended = inside(
+        pos, ended = self._inside(
             side.other_section, deadline, self._look_across, side, seen, arriving, leaving
         )
         if pos < seen:
             raise Damaged(f"the other side's position={pos}, earlier={seen}")
         if side is self.producers:
             # Room that was known before can be too little for want of a padding record.
-            if (pos > seen or not (arriving or leaving)) and inside(
+            if (pos > seen or not (arriving or leaving)) and self._inside(
                 self._producers_section, deadline, self._note_room, pos, need
             ):
                 return DONE
         elif pos > seen:
-            inside(self._consumers_section, deadline, self._note_records, pos)
+            self._inside(self._consumers_section, deadline, self._note_records, pos)
         if pos > seen:
             return DONE
         return CLOSED if ended else EMPTY
@@ -225,6 +227,18 @@ class RingWaiting:
             edge = self.capacity
         words[at.ROOM_END] = room_end = min(full, write_pos - index + edge)
         return bool(write_pos + need <= room_end)
+
+    def _inside(
+        self, section: int, deadline: Deadline, change: Callable[..., Result], *arguments: object
+    ) -> Result:
+        """Return ``change(*arguments)``, called in one of the ring's sections."""
+        return inside(section, deadline, change, *arguments, inherited=self._count_takeover)
+
+    def _count_takeover(self, section: int) -> None:
+        """Count, in a section, that it was inherited from the dead."""
+        producers = section == self._producers_section
+        index = at.PRODUCERS_TAKEOVERS if producers else at.CONSUMERS_TAKEOVERS
+        self._words[index] = self._words[index] + 1 & at.WORD_MASK
 
     def _puts(self) -> int:
         """Count the records ever put, in the producers' section, from the stub's number."""

@@ -134,9 +134,15 @@ def initialise(address: int) -> None:
 
 
 def inside(
-    section: int, deadline: Deadline, change: Callable[..., Result], *arguments: object
+    section: int,
+    deadline: Deadline,
+    change: Callable[..., Result],
+    *arguments: object,
+    inherited: Callable[[int], object] | None = None,
 ) -> Result:
     """Return ``change(*arguments)``, called in the section.
+
+    ``inherited`` is called before it, with the section, if that was a dead one's.
 
     Raises:
         Reentered: This thread holds it already.
@@ -151,6 +157,8 @@ def inside(
                 enter(section, deadline, answers)
             finally:
                 answer = answers[-1]
+            if inherited and EOWNERDEAD in answers:
+                inherited(section)
         return change(*arguments)
     finally:
         if not answer:

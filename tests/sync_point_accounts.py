@@ -1,0 +1,176 @@
+"""What must hold when one of a ring's users was struck at a sync point: the accounts.
+
+Survivors go on, in time or a slice late; every record whose put returned comes once, in
+order and whole; in doubt is the struck call alone; whoever enters next counts the death.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+from ipcmap._core import reference_sections as sections
+from ring_traffic import GETTING, GETTING_MANY, Name
+from sync_point_stage import COUNT, Stage, code_of, until
+
+STOPPED = 2.0  # seconds; longer than any slice
+
+# What holds no section; all other points do.
+OUTSIDE = {
+    "X1 enter in section_try, before",
+    "X1 enter in section_settle, before",
+    "X1 enter in section_wait, before",
+    "X2 leave in section_leave, after",
+    "P3 sleep in parking_sleep, before",
+    "P3 sleep in parking_sleep, after",
+    "P5 look in parking_wake_next, before",
+    "P5 look in parking_wake_next, after",
+    "P6 post in parking_wake, before",
+    "P6 post in parking_wake, after",
+}
+# Whoever dies here was an heir, and had not counted it.
+UNCOUNTED = {
+    "X1 make consistent in take_over, before",
+    "X1 make consistent in take_over, after",
+    "X1 count the takeover in take_over, before",
+}
+# From here on the record of a put is in the ring; before it, and inside, it is not.
+COMMITTED = {"R1 publish in ring_put, after", "R1 publish in ring_put_many, after"}
+NOT_COMMITTED = {
+    f"{step} in {function}, {moment}"
+    for function in ("ring_put", "ring_put_many")
+    for step, moment in [
+        ("R0 fill", "before"),
+        ("R0 fill", "amid"),
+        ("R0 fill", "after"),
+        ("header", "before"),
+        ("header", "after"),
+        ("stub", "before"),
+        ("stub", "after"),
+        ("R1 publish", "before"),
+    ]
+}
+NOT_TAKEN = {
+    f"{step} in {function}, {moment}"
+    for function in ("ring_get", "ring_get_many")
+    for step, moment in [
+        ("R0 copy", "before"),
+        ("R0 copy", "amid"),
+        ("R0 copy", "after"),
+        ("R2 consume", "before"),
+    ]
+}
+
+
+def settle(stage: Stage) -> bool:
+    """Let all go on and end, and check the accounts; False = the victim came not to the point."""
+    struck = _end_of_victim(stage)
+    ring = stage.ring
+    if not ring.closed:
+        stage.consume()
+        stage.produce(COUNT)
+        for pid in stage.givers:
+            assert code_of(pid) == 0, "a producer"
+        stage.fill_on()
+        until(lambda: not ring._core.backlog())
+        ring.close()
+    else:
+        stage.consume()
+        for pid in stage.givers:
+            assert code_of(pid) == 0, "a producer"
+    for pid in stage.takers:
+        assert code_of(pid) == 0, "a consumer"
+    _check_records(stage, struck)
+    _check_bookkeeping(stage, struck)
+    return struck
+
+
+def _end_of_victim(stage: Stage) -> bool:
+    """See the victim struck, and to its end."""
+    if stage.mode == "stop":
+        stage.see_victim_over()
+        _, status = os.waitpid(stage.victim, os.WUNTRACED)
+        if not os.WIFSTOPPED(status):
+            assert os.waitstatus_to_exitcode(status) == 0
+            return False
+        begin = time.monotonic()
+        if not stage.ring.closed:
+            stage.consume()
+            stage.produce(COUNT)
+            stage.try_to_fill(0.1)
+        time.sleep(max(0.0, begin + STOPPED - time.monotonic()))
+        os.kill(stage.victim, signal.SIGCONT)
+        stage.see_victim_over()
+        assert code_of(stage.victim) == 0, "stopped, and then?"
+        return True
+    stage.see_victim_over()
+    code = code_of(stage.victim)
+    assert code in ((0, -signal.SIGKILL) if stage.mode == "kill" else (0,)), f"victim: {code}"
+    if stage.mode in ("", "kill"):
+        return code != 0 or not stage.mode
+    assert stage.strike
+    passed = stage.strike.point in stage.trace()
+    assert bool(stage.handled[0]) == passed
+    assert not passed or stage.mode == "fork" or stage.doubts.count, "it did not come out"
+    return passed
+
+
+def _check_records(stage: Stage, struck: bool) -> None:
+    """Every record whose put returned came once, in order; in doubt is the struck call alone."""
+    came = [name for log in stage.consumers for name in log.taken]
+    assert len(set(came)) == len(came), "a record came twice"
+    for log in stage.consumers:
+        for producer in range(len(stage.producers)):
+            numbers = [name.number for name in log.taken if name.producer == producer]
+            assert numbers == sorted(numbers), f"order: {numbers}"
+    sure, possible = set[Name](), set[Name]()
+    for producer, log in enumerate(stage.producers):
+        assert log is stage.victim_log or log in stage.helpers or log.begun == log.count
+        sure |= {Name(producer, number) for number in range(log.count)}
+        possible |= {Name(producer, number) for number in range(log.begun)}
+    lost_at_most = sum(log in stage.consumers and log.phase == GETTING for log in stage.helpers)
+    if stage.produces:
+        sure -= set(stage.doubts.taken)
+    else:
+        lost_at_most += stage.doubts.count
+    victim = stage.victim_log
+    if struck and stage.strike and stage.mode == "kill":
+        point, first = stage.strike.point, stage.strike.passing == 1
+        in_hand = set(_in_hand(stage))
+        assert not (first and point in COMMITTED) or in_hand & set(came), "committed"
+        assert point not in NOT_COMMITTED or stage.call == "put_many" or not in_hand & set(came)
+        assert not (first and point in NOT_COMMITTED) or not in_hand & set(came), "never put"
+        if not stage.produces and not (point in NOT_TAKEN and (first or stage.call == "get")):
+            lost_at_most += {GETTING: 1, GETTING_MANY: COUNT}.get(victim.phase, 0)
+    assert set(came) <= possible, set(came) - possible
+    lost = sure - set(came)
+    assert len(lost) <= lost_at_most, f"lost: {lost}, in doubt: {lost_at_most}"
+
+
+def _in_hand(stage: Stage) -> list[Name]:
+    """Return what the victim was putting."""
+    if not stage.produces:
+        return []
+    log, name = stage.victim_log, stage.producers.index(stage.victim_log)
+    return [Name(name, number) for number in range(log.count, log.begun)]
+
+
+def _check_bookkeeping(stage: Stage, struck: bool) -> None:
+    """No section is held; each death in one was counted once; few are counted as sleepers."""
+    ring, facts = stage.ring, stage.ring.statistics()
+    takeovers, sleepers = stage.deaths_inside, 0
+    if struck and stage.strike and stage.mode == "kill":
+        takeovers += stage.strike.point not in OUTSIDE
+        takeovers -= stage.strike.point in UNCOUNTED
+        sleepers = 1
+    for section in (ring._core._producers_section, ring._core._consumers_section):
+        answer = sections.trylock(section)
+        assert answer == 0
+        sections.unlock(section)
+    assert facts.recoveries == takeovers, f"takeovers: {facts.recoveries}, deaths: {takeovers}"
+    if stage.mode != "stop" and not stage.stops:  # who cannot enter to say so stays counted
+        counted = (facts.waiting_producers, facts.waiting_consumers)
+        mine, other = counted if stage.produces else counted[::-1]
+        assert other == 0
+        assert mine <= sleepers

@@ -1,0 +1,116 @@
+"""Strike a process at every sync point that a call passes; a program for test_native_sync_points.
+
+Usage: python sync_point_program.py BUILD FOLDER CALL MODE [everywhere]
+
+BUILD is the extension with hooks. A first run of each scene says which points the call
+passes there; then the scene is run again for each of them, several at a time, each in a
+family of its own: ``everywhere``, or until the call was struck there once, for chance
+has a say in who sleeps. MODE ``trace`` is the first run alone. One line of JSON says what
+there was: all points, those that the call passes, those at which it was struck, how many
+runs, and what failed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import traceback
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import native_build
+
+if TYPE_CHECKING:
+    from sync_point_stage import Strike
+
+STRUCK, MISSED = 0, 3  # exit codes of a run
+AT_A_TIME = {"stop": 48}  # those are asleep most of the time
+OTHERWISE = 6
+
+Job = tuple[str, str, "Strike | None"]  # scene, call, strike
+
+
+def main(build: str, folder: str, call: str, mode: str, extent: str = "") -> None:
+    native = native_build.load(build)
+    from sync_point_scenes import SCENES
+    from sync_point_stage import Strike
+
+    rehearsals: list[Job] = [(scene, call, None) for scene in SCENES]
+    failures = run(rehearsals, folder, OTHERWISE)[1]
+    files = {scene: Path(folder, f"{scene}.trace") for scene in SCENES}
+    traces = {name: file.read_text().split("\n") for name, file in files.items() if file.exists()}
+    struck, runs, jobs = set[str](), 0, list[Job]()
+    for scene, trace in traces.items() if mode != "trace" else ():
+        for point, times in sorted(Counter(trace).items()):
+            if extent or point not in struck:
+                passes = range(1, min(times, 2 if extent else 1) + 1)
+                jobs += ((scene, call, Strike(point, passing, mode)) for passing in passes)
+        if extent and scene != [*traces][-1]:
+            continue  # all at once
+        done, failed = run(jobs, folder, AT_A_TIME.get(mode, OTHERWISE))
+        struck |= {strike.point for _, _, strike in done if strike}
+        runs, failures, jobs = runs + len(done), failures + failed, []
+    facts = {
+        "points": sorted(native.points()),
+        "passed": sorted(set().union(*traces.values())),
+        "struck": sorted(struck),
+        "runs": runs,
+        "failures": failures,
+    }
+    print(json.dumps(facts))
+
+
+def run(jobs: list[Job], folder: str, most: int) -> tuple[list[Job], list[str]]:
+    """Run each in a family of its own, so many at a time; return what came off, what failed."""
+    waiting, running = list(enumerate(jobs)), dict[int, tuple[Job, Path]]()
+    done, failures = list[Job](), list[str]()
+    while waiting or running:
+        while waiting and len(running) < most:
+            index, job = waiting.pop(0)
+            said = Path(folder, f"{index}.said")
+            running[start(partial(play, *job, folder), said)] = job, said
+        pid, status = os.wait()
+        job, said = running.pop(pid)
+        code, text = os.waitstatus_to_exitcode(status), said.read_text()
+        if code == STRUCK and not text:
+            done.append(job)
+        elif code != MISSED or text:
+            failures.append(f"{job}: exit code {code}\n{text}")
+    return done, failures
+
+
+def play(scene: str, call: str, strike: Strike | None, folder: str) -> int:
+    """Play a scene to its end, and check the accounts."""
+    from sync_point_accounts import settle
+    from sync_point_scenes import SCENES
+    from sync_point_stage import Stage
+
+    stage = Stage(call, strike)
+    SCENES[scene](stage)
+    struck = settle(stage)
+    if not strike:
+        Path(folder, f"{scene}.trace").write_text("\n".join(stage.trace()))
+    return STRUCK if struck else MISSED
+
+
+def start(job: Callable[[], int], said: Path) -> int:
+    """Fork a family's first process, with a file for what it has to say."""
+    pid = os.fork()
+    if pid == 0:
+        os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
+        os.setpgid(0, 0)
+        try:
+            os._exit(job())
+        except BaseException:
+            os.write(2, traceback.format_exc().encode())
+            os.killpg(0, signal.SIGKILL)  # its survivors wait for what never comes
+    return pid
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,188 @@
+"""What goes on around the victim, so that every sync point is passed by some call.
+
+Each scene prepares a ring, strikes the victim down at work, and has its partners do what
+it needs. No scene rests on how long something takes: whoever is to sleep is seen asleep,
+whoever is to hold a section is stopped or killed in it.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+
+from sync_point_stage import Stage, code_of, is_over, until
+
+INSIDE = {"put": "R1 publish in ring_put, before", "get": "R2 consume in ring_get, before"}
+SETTLING = "X1 enter in section_settle, before"
+
+
+def room(stage: Stage) -> None:
+    """Two of the other side sleep, and the victim need not."""
+    if stage.produces:
+        stage.consume()
+        stage.consume()
+        stage.asleep(0, 2)
+    else:
+        stage.fill(3)
+        stage.produce(1)
+        stage.produce(1)
+        stage.asleep(2, 0)
+    stage.strike_down()
+
+
+def edge(stage: Stage) -> None:
+    """The next record does not fit before the end of the ring."""
+    stage.advance(3)
+    if stage.produces:
+        stage.consume()
+    else:
+        stage.fill(2)
+        stage.produce(2)
+    stage.strike_down()
+
+
+def padding_alone(stage: Stage) -> None:
+    """A producer died between its padding record and the record."""
+    stage.advance(3)
+    stage.helper("put", "note room_end in note_room, before", signal.SIGKILL)
+    if stage.produces:
+        stage.consume()
+    stage.strike_down()
+    if not stage.produces:
+        stage.asleep(0, 1)
+        stage.produce(3)
+
+
+def wait(stage: Stage) -> None:
+    """The victim sleeps, beside another."""
+    _wait_together(stage)
+    if stage.produces:
+        stage.consume()
+    else:
+        stage.produce(4)
+
+
+def end(stage: Stage) -> None:
+    """The ring is closed while the victim sleeps, beside another."""
+    _wait_together(stage)
+    stage.ring.close()
+
+
+def timeout(stage: Stage) -> None:
+    """Nothing comes in time."""
+    if stage.produces:
+        stage.fill(3)
+    stage.strike_down(0.05)
+    until(lambda: is_over(stage.victim))
+
+
+def heir(stage: Stage) -> None:
+    """The last one in the victim's own section died there."""
+    _prepare(stage)
+    stage.helper(_own(stage), INSIDE[_own(stage)], signal.SIGKILL)
+    stage.strike_down()
+
+
+def heir_across(stage: Stage) -> None:
+    """The last one in the other side's section died there, and the victim has to wait."""
+    if stage.produces:
+        stage.fill(3)
+        stage.helper("get", INSIDE["get"], signal.SIGKILL)
+    else:
+        stage.helper("put", INSIDE["put"], signal.SIGKILL)
+    stage.strike_down()
+    stage.asleep(stage.produces, not stage.produces)
+    if stage.produces:
+        stage.consume()
+    else:
+        stage.produce(3)
+
+
+def busy(stage: Stage) -> None:
+    """Somebody is in the section, and goes on."""
+    _meet(stage, signal.SIGCONT)
+
+
+def busy_heir(stage: Stage) -> None:
+    """Somebody is in the section, and dies there."""
+    _meet(stage, signal.SIGKILL)
+
+
+def busy_for_a_moment(stage: Stage) -> None:
+    """Somebody is in the section, and has left it at the next try."""
+    _prepare(stage)
+    holder = stage.helper(_own(stage), INSIDE[_own(stage)], signal.SIGSTOP)
+    stage.also.append((SETTLING, 1, signal.SIGSTOP))
+    stage.strike_down()
+    until(lambda: is_over(stage.victim))
+    os.kill(holder, signal.SIGCONT)
+    assert code_of(holder) == 0
+    if stage.strike and stage.mode == "stop" and stage.strike.point == SETTLING:
+        return
+    os.kill(stage.victim, signal.SIGCONT)
+
+
+SCENES: dict[str, Callable[[Stage], None]] = {
+    scene.__name__: scene
+    for scene in (
+        room,
+        edge,
+        padding_alone,
+        wait,
+        end,
+        timeout,
+        heir,
+        heir_across,
+        busy,
+        busy_heir,
+        busy_for_a_moment,
+    )
+}
+
+
+def _own(stage: Stage) -> str:
+    return "put" if stage.produces else "get"
+
+
+def _prepare(stage: Stage) -> None:
+    """See to it that the victim need not wait for long."""
+    if stage.produces:
+        stage.consume()
+        stage.asleep(0, 1)
+    else:
+        stage.fill(3)
+        stage.produce(3)
+        stage.asleep(1, 0)
+
+
+def _wait_together(stage: Stage) -> None:
+    if stage.produces:
+        stage.fill(3)
+        stage.produce(2)
+        stage.asleep(1, 0)
+        stage.strike_down()
+        stage.asleep(2, 0)
+    else:
+        stage.consume()
+        stage.asleep(0, 1)
+        stage.strike_down()
+        stage.asleep(0, 2)
+
+
+def _meet(stage: Stage, number: int) -> None:
+    """Let the victim come to a section that is held, and its holder then go on, or die."""
+    _prepare(stage)
+    holder = stage.helper(_own(stage), INSIDE[_own(stage)], signal.SIGSTOP)
+    stage.strike_down()
+    until(lambda: is_over(stage.victim) or _is_waiting(stage.victim))
+    os.kill(holder, number)
+    if number == signal.SIGKILL:
+        stage.deaths_inside += 1
+    assert code_of(holder) == (0 if number == signal.SIGCONT else -number)
+
+
+def _is_waiting(pid: int) -> bool:
+    """Return whether a process sleeps in a call of the kernel."""
+    with open(f"/proc/{pid}/stat") as file:
+        return file.read().rpartition(")")[2].split()[0] == "S"
