@@ -53,6 +53,23 @@ def test_a_damaged_size_is_refused_when_a_handle_arrives(semaphore_type: Semapho
         semaphore._core._words[word] = before
 
 
+@pytest.mark.parametrize("nbytes", [0, 8, 136, 145])
+def test_a_damaged_length_is_refused_when_a_handle_arrives(
+    nbytes: int, lock_type: LockType, semaphore_type: SemaphoreType
+) -> None:
+    """Its words would end before those of a lock, or in the middle of one."""
+    for guard in (lock_type(), semaphore_type(2)):
+        sent = pickle.dumps(guard)
+        found = guard._allocator.layout.locate(guard._cell.offset)
+        assert found
+        length = found[0].lengths + found[1]
+        before = guard._words[length]
+        guard._words[length] = nbytes
+        with pytest.raises(CorruptError, match=f"was overwritten: nbytes={nbytes}"):
+            pickle.loads(sent)
+        guard._words[length] = before
+
+
 def outcome_of(call: Callable[[], object]) -> str:
     """Return what a call came to; any other error is one of the test."""
     try:

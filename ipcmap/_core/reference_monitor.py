@@ -106,6 +106,8 @@ class Monitor:
 
     def __init__(self, memory: memoryview, address: int, family: Holders) -> None:
         """Attach to the monitor in ``memory``, which begins at ``address``."""
+        if memory.nbytes < at.LOCK_NBYTES or memory.nbytes % at.WORD:
+            raise Damaged(f"nbytes={memory.nbytes}")
         self._words = memory.cast("Q")
         self._section = address + at.SECTION
         self._parking = address + at.PARKING
