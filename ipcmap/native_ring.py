@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ipcmap._core import native
+from ipcmap._core.processors import may_spin
 from ipcmap.ring import Ring
 
 __all__ = ["NativeRing"]
@@ -52,5 +53,6 @@ native.bind(
     put_rest=NativeRing._put_rest,
     get_many=Ring.get_many,
     idle=NativeRing._idle,
+    may_spin=may_spin,
 )
 Ring._accelerated["native"] = NativeRing

@@ -156,7 +156,6 @@ outcome_t ring_get_many(ring_t *, const result_t *, size_t count, size_t *done, 
 outcome_t ring_peek(const ring_t *, uint64_t *pos, uint64_t end, uint64_t *length);
 
 /* native_parking.c: not with the GIL, but for parking_glance and the wakers. */
-bool parking_may_spin(void);
 bool parking_glance(const ring_t *, const side_t *, uint64_t seen);
 outcome_t parking_look(ring_t *, const side_t *, uint64_t *seen);
 bool parking_look_on(const ring_t *, side_t *, uint64_t seen, int64_t deadline);

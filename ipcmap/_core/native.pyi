@@ -17,6 +17,8 @@ class Core:
         tag_at: int,
         tag: int,
     ) -> Core: ...
+    @property
+    def patience(self) -> tuple[int, int]: ...
 
 class RingMethods:
     def put(self, data: Any, timeout: float | None = None) -> None: ...
@@ -35,4 +37,5 @@ def bind(
     put_rest: Callable[..., None],
     get_many: Callable[..., list[bytes]],
     idle: Callable[..., None],
+    may_spin: Callable[[], bool],
 ) -> None: ...

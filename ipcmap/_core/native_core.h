@@ -19,12 +19,12 @@ typedef struct {
 extern PyTypeObject native_core_type;
 extern PyMethodDef native_ring_methods[];
 
-/* What native.bind() is given: the class, where its handles keep the core, and the
- * methods of the reference engine that do what is unusual. */
+/* What native.bind() is given: the class, where its handles keep the core, the methods of
+ * the reference engine that do what is unusual, and who says whether to spin. */
 extern struct native_bound {
     PyTypeObject *type;
     Py_ssize_t core_offset;
-    PyObject *put, *get, *put_many, *put_rest, *get_many, *idle;
+    PyObject *put, *get, *put_many, *put_rest, *get_many, *idle, *may_spin;
 } native_bound;
 
 #endif
