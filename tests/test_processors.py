@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from children import Fork
-from ipcmap import Lock
-from ipcmap._core import processors, reference_monitor
+from ipcmap import Arena, Lock, Ring
+from ipcmap._core import processors, reference_monitor, reference_ring
 
 
 class Machine:
@@ -196,6 +196,20 @@ def test_a_wait_for_a_lock_looks_on_with_two_processors_only(
         assert not lock.acquire(timeout=0.05)
 
     assert bool(looks[0]) is spins
+
+
+def test_the_reference_engine_does_not_glance_on_one_processor(
+    monkeypatch: pytest.MonkeyPatch, arena: Arena
+) -> None:
+    """A record that is there is taken all the same."""
+    ring = Ring(arena=arena)
+    monkeypatch.setattr(processors, "may_spin", lambda: False)
+    with monkeypatch.context() as endless:
+        endless.setattr(reference_ring, "_GLANCES", 10**12)
+        assert ring._core.get_soon(0) == 0
+    ring.put(b"there")
+
+    assert ring._core.get_soon(0) == b"there"
 
 
 def test_a_handler_that_raises_while_processors_are_counted_ends_the_wait(engine: str) -> None:
