@@ -9,8 +9,9 @@ bounds nothing: ``/proc`` or ``/sys`` may be missing in a container.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
+
+from ipcmap._core.cgroups import own_groups, read_lines
 
 __all__ = ["free_memory"]
 
@@ -29,7 +30,7 @@ def free_memory(proc: str = "/proc", cgroups: str = "/sys/fs/cgroup") -> int:
         cgroups: Where the cgroup hierarchies are mounted.
     """
     bounds = [_machine(Path(proc))]
-    for version, group in _memory_cgroups(Path(proc), Path(cgroups)):
+    for version, group in own_groups("memory", Path(proc), Path(cgroups)):
         free = _free_in(group, *_FILES[version])
         if free is not None:
             bounds.append(free)
@@ -37,34 +38,18 @@ def free_memory(proc: str = "/proc", cgroups: str = "/sys/fs/cgroup") -> int:
 
 
 def _machine(proc: Path) -> int:
-    for line in _lines(proc / "meminfo"):
+    for line in read_lines(proc / "meminfo"):
         name, _, rest = line.partition(":")
         if name == "MemAvailable":
             return int(rest.split()[0]) * 1024
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def _memory_cgroups(proc: Path, cgroups: Path) -> Iterator[tuple[int, Path]]:
-    """Yield version and directory of this process's memory cgroups, ancestors included."""
-    for line in _lines(proc / "self/cgroup"):
-        number, controllers, path = line.split(":", maxsplit=2)
-        if number == "0" and not controllers:
-            version, root = 2, cgroups
-        elif "memory" in controllers.split(","):
-            version, root = 1, cgroups / "memory"
-        else:
-            continue
-        # Without a cgroup namespace the path is the host's: what a container does not
-        # see of it is missing, and the root is the container's own group.
-        group = Path(os.path.normpath("/" + path.strip("/"))).relative_to("/")
-        yield from ((version, root / part) for part in (group, *group.parents))
-
-
 def _free_in(group: Path, limit_name: str, use_name: str, free_name: str) -> int | None:
     limit, use = _number(group / limit_name), _number(group / use_name)
     if limit is None or use is None:
         return None
-    for line in _lines(group / "memory.stat"):
+    for line in read_lines(group / "memory.stat"):
         name, _, value = line.partition(" ")
         if name == free_name:
             use = max(0, use - int(value))
@@ -73,12 +58,5 @@ def _free_in(group: Path, limit_name: str, use_name: str, free_name: str) -> int
 
 def _number(file: Path) -> int | None:
     """Return the number in a file; ``None`` for the word ``max`` or no file."""
-    text = "".join(_lines(file)).strip()
+    text = "".join(read_lines(file)).strip()
     return int(text) if text.isdecimal() else None
-
-
-def _lines(file: Path) -> list[str]:
-    try:
-        return file.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return []

@@ -8,6 +8,7 @@ from typing import Any
 
 from ipcmap._core import native
 from ipcmap._core.native_allocator import NativeAllocator
+from ipcmap._core.processors import may_spin
 from ipcmap.errors import IpcmapError
 from ipcmap.ring import Ring
 from ipcmap.structure import free_quietly
@@ -64,6 +65,7 @@ native.bind(
     get_many=Ring.get_many,
     idle=NativeRing._idle,
     free=free_quietly,
+    may_spin=may_spin,
     for_next_call=(queue.Empty, IpcmapError),
 )
 Ring._accelerated["native"] = NativeRing

@@ -6,7 +6,7 @@ import os
 import random
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
@@ -399,3 +399,20 @@ def test_a_high_water_mark_out_of_bounds_is_noticed(place: Place) -> None:
         with pytest.raises(CorruptError, match="high-water mark is damaged"):
             call()
     assert place.allocator.allocate(100).nbytes == 100
+
+
+def test_a_high_water_mark_amid_cells_that_were_never_used_is_noticed() -> None:
+    """In a reserve of 16 TiB there are billions of them, all of which a search would touch."""
+    place = Place(reserve=1 << 44)
+    cell = place.allocator.allocate(1)
+    place.words[place.layout.classes[0].high_water] = place.layout.classes[0].capacity - 1
+
+    calls: list[Callable[[], object]] = [
+        place.allocator.census,
+        lambda: place.allocator.sweep(8),
+        lambda: list(place.allocator.of_kind(9)),
+    ]
+    for call in calls:
+        with pytest.raises(CorruptError, match="high-water mark is damaged"):
+            call()
+    assert place.allocator.find(cell.offset, cell.generation, cell.kind) == cell

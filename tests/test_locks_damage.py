@@ -12,6 +12,7 @@ import pytest
 
 from ipcmap import CorruptError
 from ipcmap._core import monitor_layout as at
+from ipcmap._core.reference_monitor import Damaged
 from ipcmap._core.slot_layout import HOLDER_BITS
 from monitor_harness import LockType, SemaphoreType
 
@@ -51,6 +52,39 @@ def test_a_damaged_size_is_refused_when_a_handle_arrives(semaphore_type: Semapho
         with pytest.raises(CorruptError, match="Semaphore was overwritten: first value"):
             pickle.loads(sent)
         semaphore._core._words[word] = before
+
+
+@pytest.mark.parametrize("nbytes", [0, 8, 136, 145])
+def test_a_damaged_length_is_refused_when_a_handle_arrives(
+    nbytes: int, lock_type: LockType, semaphore_type: SemaphoreType
+) -> None:
+    """Its words would end before those of a lock, or in the middle of one."""
+    for guard in (lock_type(), semaphore_type(2)):
+        sent = pickle.dumps(guard)
+        found = guard._allocator.layout.locate(guard._cell.offset)
+        assert found
+        length = found[0].lengths + found[1]
+        before = guard._words[length]
+        guard._words[length] = nbytes
+        with pytest.raises(CorruptError, match=f"was overwritten: nbytes={nbytes}"):
+            pickle.loads(sent)
+        guard._words[length] = before
+
+
+@pytest.mark.parametrize("word", [at.LEFT, at.FIRST_ENTRY + 1])
+def test_a_ledger_scribbled_over_between_look_and_settling_is_an_error(
+    word: int, semaphore_type: SemaphoreType
+) -> None:
+    """Whoever settles looks first and then enters again: the sum may fit no word by then."""
+    semaphore = semaphore_type(2)
+    semaphore.acquire()
+    core = semaphore._core
+    (holder,) = core._holders()
+    core._words[word] = 2**64 - 1
+
+    for keep in (False, True):
+        with pytest.raises(Damaged, match="first value=2, taken="):
+            core._settle(holder, keep)
 
 
 def outcome_of(call: Callable[[], object]) -> str:

@@ -11,7 +11,7 @@ import pytest
 
 from children import Fork
 from families import Place
-from ipcmap import CorruptError, FamilyFull, ForeignNamespace
+from ipcmap import Arena, CorruptError, FamilyFull, ForeignNamespace, Lock
 from ipcmap._core import libc
 from ipcmap._core import slot_layout as at
 
@@ -68,6 +68,7 @@ def test_a_process_of_another_namespace_neither_claims_nor_sweeps(field: int) ->
         (at.H_JOURNAL_SLOT, 1),
         (at.SLOT + at.LIFE, 3),
         (at.SLOT + at.LIFE, 2**64 - 2),
+        (at.SLOT + at.LIFE, at.MAX_LIFE | at.LIVE),
         (at.SLOT + at.PID, 0),
         (at.SLOT + at.PID, 2**31),
         (at.log_begin(64) + at.R_NUMBER, 2),
@@ -99,6 +100,20 @@ def test_a_damaged_word_is_an_error_and_no_crash(word: int, value: int, fork: Fo
 
     with pytest.raises(CorruptError, match="the table of processes was overwritten"):
         use()
+
+
+def test_a_generation_that_makes_no_holder_is_an_error(fork: Fork) -> None:
+    """Generation and slot of who takes a lock share a word with a bit of the lock's own."""
+    arena = Arena(1 << 20, reserve=64 << 20, max_processes=4)
+    lock = Lock(arena=arena)
+    words = arena._open().family._table._words
+    words[at.SLOT + at.LIFE] = words[2 * at.SLOT + at.LIFE] = at.MAX_LIFE
+
+    def take() -> None:
+        with pytest.raises(CorruptError, match="generation of slot"):
+            lock.acquire()
+
+    assert fork(take).wait() == 0
 
 
 def test_random_damage_is_never_more_than_an_error() -> None:

@@ -86,6 +86,20 @@ static void core_dealloc(PyObject *self)
     Py_TYPE(self)->tp_free(self);
 }
 
+static PyObject *core_patience(PyObject *self, void *closure)
+{
+    const ring_t *ring = &((core_t *)self)->ring;
+    (void)closure;
+    return Py_BuildValue("LL", (long long)atomic_load(&ring->producers.worth),
+                         (long long)atomic_load(&ring->consumers.worth));
+}
+
+static PyGetSetDef core_facts[] = {
+    {"patience", core_patience, NULL,
+     PyDoc_STR("Nanoseconds for which producers and consumers look on before they sleep."), NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
 PyTypeObject native_core_type = {
     PyVarObject_HEAD_INIT(NULL, 0)
     .tp_name = "ipcmap._core.native.Core",
@@ -93,6 +107,7 @@ PyTypeObject native_core_type = {
     .tp_basicsize = sizeof(core_t),
     .tp_flags = Py_TPFLAGS_DEFAULT,
     .tp_new = core_new,
+    .tp_getset = core_facts,
     .tp_dealloc = core_dealloc,
 };
 
@@ -109,13 +124,13 @@ static PyTypeObject ring_methods_type = {
 
 static PyObject *bind(PyObject *module, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"handle", "slot", "put", "get", "put_many", "put_rest", "get_many", "idle", "free", "for_next_call", NULL};
-    PyObject *type, *slot, *methods[7], *errors;
+    static char *names[] = {"handle", "slot", "put", "get", "put_many", "put_rest", "get_many", "idle", "free", "may_spin", "for_next_call", NULL};
+    PyObject *type, *slot, *methods[8], *errors;
     (void)module;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!O!OOOOOOOO!", names, &PyType_Type, &type,
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!O!OOOOOOOOO!", names, &PyType_Type, &type,
                                      &PyMemberDescr_Type, &slot, &methods[0], &methods[1],
                                      &methods[2], &methods[3], &methods[4], &methods[5], &methods[6],
-                                     &PyTuple_Type, &errors))
+                                     &methods[7], &PyTuple_Type, &errors))
         return NULL;
     PyMemberDef *member = ((PyMemberDescrObject *)slot)->d_member;
     if (native_bound.type || PyDescr_TYPE(slot) != (PyTypeObject *)type || member->type != T_OBJECT_EX) {
@@ -132,6 +147,7 @@ static PyObject *bind(PyObject *module, PyObject *args, PyObject *kwargs)
         .get_many = Py_NewRef(methods[4]),
         .idle = Py_NewRef(methods[5]),
         .free = Py_NewRef(methods[6]),
+        .may_spin = Py_NewRef(methods[7]),
         .for_next_call = Py_NewRef(errors),
     };
     Py_RETURN_NONE;

@@ -183,7 +183,6 @@ typedef struct {
 } waiting_t;
 
 /* native_parking.c: not with the GIL, but for parking_glance and the wakers. */
-bool parking_may_spin(void);
 bool parking_glance(const ring_t *, const side_t *, uint64_t seen);
 outcome_t parking_look(ring_t *, const side_t *, uint64_t *seen);
 bool parking_look_on(const ring_t *, side_t *, uint64_t seen, int64_t deadline);

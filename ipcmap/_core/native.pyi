@@ -20,6 +20,8 @@ class Core:
         tag: int,
         allocator: Cells | None,
     ) -> Core: ...
+    @property
+    def patience(self) -> tuple[int, int]: ...
 
 @final
 class Words:
@@ -64,6 +66,7 @@ def bind(
     get_many: Callable[..., list[bytes]],
     idle: Callable[..., None],
     free: Callable[..., None],
+    may_spin: Callable[[], bool],
     for_next_call: tuple[type[Exception], ...],
 ) -> None: ...
 def bind_cells(

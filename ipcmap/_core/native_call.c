@@ -87,6 +87,26 @@ PyObject *as_called(PyObject *method, PyObject *self, PyObject *const *args,
 
 /* Waiting */
 
+static const int64_t ASK_EVERY = 1000000000; /* nanoseconds */
+
+/* Whether to look on before a sleep, as processors.py has it: asked once a second, since the
+ * answer takes a while. Any thread may ask: the figures are hints. -1 = a signal handler raised. */
+static int may_spin(void)
+{
+    static _Atomic int64_t asked_at = INT64_MIN / 2;
+    static _Atomic bool several;
+    int64_t now = monotonic_ns();
+    if (now - atomic_load_explicit(&asked_at, memory_order_relaxed) > ASK_EVERY) {
+        PyObject *answer = PyObject_CallNoArgs(native_bound.may_spin);
+        if (!answer)
+            return -1;
+        atomic_store_explicit(&several, answer == Py_True, memory_order_relaxed);
+        atomic_store_explicit(&asked_at, now, memory_order_relaxed);
+        Py_DECREF(answer);
+    }
+    return atomic_load_explicit(&several, memory_order_relaxed);
+}
+
 /* Wait until it is worth another attempt. FAILED = a signal handler raised; GIVE_UP = the
  * time is over, or the reference engine is to say what there is. */
 verdict_t wait_for_other(PyObject *self, core_t *core, side_t *side, uint64_t *seen,
@@ -99,13 +119,15 @@ verdict_t wait_for_other(PyObject *self, core_t *core, side_t *side, uint64_t *s
         return GIVE_UP;
     if (PyErr_CheckSignals())
         return FAILED;
-    bool may_spin = parking_may_spin();
-    if (IPCMAP_LOOK_DIRECTLY && may_spin && parking_glance(ring, side, *seen))
+    int spin = may_spin();
+    if (spin < 0)
+        return FAILED;
+    if (IPCMAP_LOOK_DIRECTLY && spin && parking_glance(ring, side, *seen))
         return GO_ON;
     Py_BEGIN_ALLOW_THREADS
     if (!IPCMAP_LOOK_DIRECTLY)
         outcome = parking_look(ring, side, seen);
-    if (outcome == NOTHING && may_spin)
+    if (outcome == NOTHING && spin)
         moved = parking_look_on(ring, side, *seen, deadline);
     if (moved && !IPCMAP_LOOK_DIRECTLY)
         outcome = parking_look(ring, side, seen);

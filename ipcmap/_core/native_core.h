@@ -26,12 +26,13 @@ int native_add_sync_points(PyObject *module);
 #endif
 
 /* What native.bind() is given: the class, where its handles keep the core, and the
- * methods of the reference engine that do what is unusual. Bound once, so that no error
+ * methods of the reference engine that do what is unusual, and who says whether to
+ * spin. Bound once, so that no error
  * is judged by an import, which may fail, or run a signal handler. */
 extern struct native_bound {
     PyTypeObject *type;
     Py_ssize_t core_offset;
-    PyObject *put, *get, *put_many, *put_rest, *get_many, *idle, *free;
+    PyObject *put, *get, *put_many, *put_rest, *get_many, *idle, *free, *may_spin;
     PyObject *for_next_call; /* a tuple of errors that say why nothing more was taken */
 } native_bound;
 

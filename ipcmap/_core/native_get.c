@@ -95,10 +95,13 @@ static bool prepare(const ring_t *ring, PyObject *list, Py_ssize_t most, uint64_
     uint64_t end = glimpse(ring, pos, IPCMAP_LOOK_DIRECTLY);
     if (stop && end > stop)
         end = stop;
+    attempt->count = 0;
+    *outcome = UNUSUAL;
+    if (pos > end && !stop)
+        return true; /* nothing that will ever be put could be waited for */
     if (pos > end)
         pos = end;
     uint64_t begin = pos;
-    attempt->count = 0;
     *outcome = DONE;
     while (attempt->count < CHUNK && (Py_ssize_t)attempt->count < most && total < WINDOW) {
         if ((*outcome = ring_peek(ring, &pos, end, &length)) != DONE)

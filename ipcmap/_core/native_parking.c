@@ -21,7 +21,8 @@
  * failure halves the time, to nothing in the end, and a success makes it several times
  * what it took. Where it is nothing, one wait in PROBE_EVERY tries again. So a side whose
  * peer answers at once never sleeps, and one that waits for long, or shares a processor
- * with its peer, sleeps at once. With a single processor nobody looks on.
+ * with its peer, sleeps at once. With less than two processors nobody
+ * looks on (processors.py, which the caller asks).
  *
  * A signal that comes after the last look for signals (native_call.c) and before the
  * kernel has put the thread to sleep does not end the sleep: nothing waits for a
@@ -44,28 +45,12 @@ static const int64_t LOCK_SLICE = 20000000; /* of that, in one call */
 static const int64_t GLANCE = 400;          /* with the GIL */
 static const int64_t LEAST_LOOKING = 2000, MOST_LOOKING = 50000, PROBE = 20000;
 static const int64_t PURE_LOOKING = 10000;  /* then between looks give way to others */
-static const int64_t COUNT_EVERY = 1000000000;
 
 enum {
     SLICE_GROWS = 8,   /* times, each sleep of a call in which nothing came */
     LOOKS_A_CLOCK = 8, /* looks between two readings of the clock */
     PROBE_EVERY = 32,
 };
-
-/* Whether there is a second processor to run on. Any thread may ask: the figures are hints. */
-bool parking_may_spin(void)
-{
-    static _Atomic int64_t counted_at = INT64_MIN / 2;
-    static _Atomic bool several;
-    int64_t now = monotonic_ns();
-    if (now - atomic_load_explicit(&counted_at, memory_order_relaxed) > COUNT_EVERY) {
-        cpu_set_t set;
-        bool known = !sched_getaffinity(0, sizeof set, &set);
-        atomic_store_explicit(&several, !known || CPU_COUNT(&set) > 1, memory_order_relaxed);
-        atomic_store_explicit(&counted_at, now, memory_order_relaxed);
-    }
-    return atomic_load_explicit(&several, memory_order_relaxed);
-}
 
 /* Look a few hundred nanoseconds whether the other side moves. */
 bool parking_glance(const ring_t *ring, const side_t *side, uint64_t seen)

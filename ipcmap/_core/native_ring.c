@@ -86,6 +86,8 @@ static outcome_t find_room(ring_t *ring, uint64_t need, uint64_t *seen)
     uint64_t known = look(ring, SEEN_READ_POS);
     if (IPCMAP_LOOK_DIRECTLY || *seen < known)
         *seen = IPCMAP_LOOK_DIRECTLY ? look_across(ring, READ_POS) : known; /* R2 consume */
+    if (*seen < known)
+        return UNUSUAL; /* a position only grows: to wait for that one would be to wait for ever */
     return note_room(ring, *seen, need);
 }
 

@@ -174,7 +174,12 @@ class Cells:
         high = self._high_water(size_class)
         for start in range(0, high, _CHUNK):
             first = size_class.tags + start
-            yield start, self._words[first : first + min(_CHUNK, high - start)].tolist()
+            tags = self._words[first : first + min(_CHUNK, high - start)].tolist()
+            # The mark of a large arena can be wrong by billions of cells that no memory was
+            # ever given to: to look at them all takes it, and hours.
+            if len(tags) == _CHUNK and not any(tags):
+                raise self._mark_is_damaged(size_class, high)
+            yield start, tags
 
     def _cell(self, size_class: SizeClass, index: int, tag: int) -> Cell:
         nbytes = min(self._words[size_class.lengths + index], size_class.cell_nbytes)
@@ -184,11 +189,14 @@ class Cells:
     def _high_water(self, size_class: SizeClass) -> int:
         high: int = self._words[size_class.high_water]
         if high > size_class.capacity:
-            raise CorruptError(
-                f"high-water mark is damaged: cells of {size_class.cell_nbytes} bytes, "
-                f"mark={high}, cells={size_class.capacity}; make a new arena"
-            )
+            raise self._mark_is_damaged(size_class, high)
         return high
+
+    def _mark_is_damaged(self, size_class: SizeClass, high: int) -> CorruptError:
+        return CorruptError(
+            f"high-water mark is damaged: cells of {size_class.cell_nbytes} bytes, "
+            f"mark={high}, cells={size_class.capacity}; make a new arena"
+        )
 
     def _count(self, size_class: SizeClass) -> Census:
         blocks = nbytes = damaged = warm = 0

@@ -56,6 +56,7 @@ import time
 from typing import Protocol
 
 from ipcmap._core import monitor_layout as at
+from ipcmap._core import processors
 from ipcmap._core import reference_parking as parking
 from ipcmap._core import reference_sections as sections
 from ipcmap._core.reference_sections import Reentered, Stalled, inside
@@ -75,7 +76,7 @@ __all__ = [
 
 FIRST_SLICE = 0.02  # seconds asleep before the first look at who holds it
 LONGEST_SLICE = 1.0  # seconds
-_SPIN = 50e-6  # seconds of looking before sleeping, where there is a second CPU
+_SPIN = 50e-6  # seconds of looking before sleeping, where there is a second processor
 _FOREVER = Deadline(None)
 
 REFUSED = -1  # give(): nothing is to be given back
@@ -106,6 +107,8 @@ class Monitor:
 
     def __init__(self, memory: memoryview, address: int, family: Holders) -> None:
         """Attach to the monitor in ``memory``, which begins at ``address``."""
+        if memory.nbytes < at.LOCK_NBYTES or memory.nbytes % at.WORD:
+            raise Damaged(f"nbytes={memory.nbytes}")
         self._words = memory.cast("Q")
         self._section = address + at.SECTION
         self._parking = address + at.PARKING
@@ -240,7 +243,7 @@ class Monitor:
 
     def _spin(self, deadline: Deadline) -> bool:
         """Look for a moment whether there is something; what is seen is looked at again inside."""
-        if len(os.sched_getaffinity(0)) < 2:
+        if not processors.may_spin():
             return False
         until = time.perf_counter() + deadline.slice(_SPIN)
         while not self._available():

@@ -57,6 +57,7 @@ from __future__ import annotations
 
 from errno import EBUSY, EOWNERDEAD
 
+from ipcmap._core import processors
 from ipcmap._core import reference_parking as parking
 from ipcmap._core import reference_sections as sections
 from ipcmap._core import ring_layout as at
@@ -231,6 +232,8 @@ class RingCore(RingBlocks):
         """Get after an attempt that went by ``seen``: glance while records come, look across once."""
         words = self._words
         left, pos = _GLANCES, seen
+        if words[WRITE_POS] == seen and not processors.may_spin():
+            return seen
         while left and pos - seen < _ENOUGH:
             latest = words[WRITE_POS]
             left = left - 1 if latest == pos else _GLANCES_BETWEEN

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple, TypeVar
 
+from ipcmap._core import processors
 from ipcmap._core import reference_parking as parking
 from ipcmap._core import reference_sections as sections
 from ipcmap._core import ring_layout as at
@@ -38,7 +39,7 @@ Result = TypeVar("Result")
 LARGEST = 2**63 - 1  # of a position or count: at a byte a nanosecond, 292 years
 
 _SLICE = 1.0  # seconds asleep at most; a token that a death took costs this much
-_SPIN = 50e-6  # seconds of looking before sleeping, where there is a second CPU
+_SPIN = 50e-6  # seconds of looking before sleeping, where there is a second processor
 _WINDOW = 1 << 18  # bytes at the front of a ring in which a small backlog stays: in the cache
 
 
@@ -250,7 +251,7 @@ class RingWaiting:
 
 def _spin(words: memoryview, pos: int, seen: int, deadline: Deadline) -> bool:
     """Look for a moment whether a word changes; whatever is seen is looked at again inside."""
-    if len(os.sched_getaffinity(0)) < 2:
+    if not processors.may_spin():
         return False
     until = time.perf_counter() + deadline.slice(_SPIN)
     while words[pos] == seen:

@@ -116,14 +116,16 @@ class SemaphoreCore(Monitor):
             return int(words[at.SLEEPERS])
         me = self._family.known_holder()
         entry = self._entry(me)
-        if entry and words[entry] == me and words[entry + 1]:
+        count = words[entry + 1] if entry and words[entry] == me else 0
+        returned = words[at.RETURNED]
+        if count:
             words[at.JOURNAL] = 1  # S1 intend
-            words[entry + 1] -= 1  # M2 give
+            words[entry + 1] = count - 1  # M2 give
             note[0] = 1
             words[at.VALUE] = value + 1
             words[at.JOURNAL] = 0
-        elif words[at.RETURNED]:
-            words[at.RETURNED] -= 1  # M2 give
+        elif returned:
+            words[at.RETURNED] = returned - 1  # M2 give
             note[0] = 1
         else:
             words[at.JOURNAL] = 1  # S1 intend
@@ -191,11 +193,13 @@ class SemaphoreCore(Monitor):
         if words[at.TRAVELS] or holder not in who:
             return False
         index = who.index(holder)
-        count = counts[index]
+        count, left = counts[index], words[at.LEFT]
         if not count:
             return False
+        if count + left > self._initial:
+            raise Damaged(f"first value={self._initial}, taken={count + left}")
         words[at.NEXT_RETURNED] = min(words[at.RETURNED], at.MAX_VALUE) + (0 if keep else count)
-        words[at.NEXT_LEFT] = words[at.LEFT] + (count if keep else 0)
+        words[at.NEXT_LEFT] = left + (count if keep else 0)
         words[at.JOURNAL] = 2 + index  # S1 intend, M3 settle
         self._repair()
         return True

@@ -387,7 +387,7 @@ class SlotTable:
             raise self._damaged(f"state of slot {number}={state}")
         if state and not 0 < pid <= at.MAX_PID:
             raise self._damaged(f"pid in slot {number}={pid}")
-        if life > at.MAX_LIFE:
+        if life >= at.MAX_LIFE:
             raise self._damaged(f"generation of slot {number}={life >> at.STATE_BITS}")
         return Slot(
             number,

@@ -22,7 +22,7 @@ RECORD = 8  # words
 LOG_RECORDS = 1024  # deaths that are remembered; older ones give way
 MAX_PID = 1 << 22  # the kernel's own limit
 MAX_PROCESSES = MAX_PID
-MAX_LIFE = MAX_DEATHS = 1 << 63  # far beyond what any family lives to see
+MAX_DEATHS = 1 << 63  # far beyond what any family lives to see
 
 # Header
 H_IDENTITY = 0  # random, by which a process is seen to have the table mapped
@@ -65,6 +65,8 @@ UNKNOWN, EXITED, KILLED, EXECED, LEFT = 0, 1, 2, 3, 4
 # A process as the holder of something, in one word: generation << HOLDER_BITS | slot
 HOLDER_BITS = 22
 HOLDER_SLOT = (1 << HOLDER_BITS) - 1
+# LIFE stays below: a holder's highest bit is the lock's own (KEPT)
+MAX_LIFE = 1 << 63 - HOLDER_BITS + STATE_BITS
 
 # Record of the log
 R_NUMBER = 0  # 1 + how many deaths came before
