@@ -54,6 +54,16 @@ def made_at(record: bytes | memoryview) -> int:
     return made
 
 
+def check_order(sequence: Sequence[Name]) -> int:
+    """Return how often a record of a producer came behind a later one of the same."""
+    latest: dict[int, int] = {}
+    back = 0
+    for producer, number in sequence:
+        back += int(number < latest.get(producer, -1))
+        latest[producer] = number
+    return back
+
+
 class Log:
     """What one process did: written by it alone, and read by the test."""
 
