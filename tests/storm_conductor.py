@@ -107,6 +107,15 @@ class Conductor:
 
     # What is done to them
 
+    def run(self, kills: int) -> Hang | None:
+        """Kill so many, then end; return what did not come."""
+        try:
+            self.storm(kills)
+            self.end()
+        except Hang as hang:
+            return hang
+        return None
+
     def storm(self, kills: int) -> None:
         """Kill so many."""
         while self.ended["killed"] < kills:

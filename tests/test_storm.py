@@ -17,7 +17,7 @@ import pytest
 
 from children import Fork
 from ipcmap import Arena, Ring
-from storm_conductor import Conductor, Hang
+from storm_conductor import Conductor
 from storm_crew import LEFT, TAKEOVERS, TOKENS, Stage
 from storm_report import report
 
@@ -41,13 +41,12 @@ def test_nothing_hangs_and_nothing_is_lost_in_a_storm_of_kills_and_stops(
     stage = Stage(arena, ring_type(capacity, arena=arena), len(crew), chance)
     before = arena.statistics()
     conductor = Conductor(stage, crew, fork, chance, name)
-    try:
-        conductor.storm(KILLS)
-        conductor.end()
-    except Hang as hang:
+    hang = conductor.run(KILLS)
+    if hang:
         things = [stage.ring, *stage.guards()]
-        dumps = pytestconfig.pluginmanager.getplugin("the watchdog of this run").dumps
-        pytest.fail(f"{hang}\n{report(conductor.names(), dumps, arena, things)}", pytrace=False)
+        watchdog = pytestconfig.pluginmanager.getplugin("the watchdog of this run")
+        text = report(conductor.names(), watchdog.dumps, arena, things)
+        pytest.fail(f"{hang}\n{text}", pytrace=False)
     conductor.say(force=True)
 
     statistics = stage.ring.statistics()
