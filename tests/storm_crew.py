@@ -110,7 +110,7 @@ def produce(worker: Worker) -> None:
                 with ring.claim(len(batch[0]), timeout) as view:
                     view[:] = batch[0]
             number += many
-        except queue.Full as full:
+        except (queue.Full, ArenaFull) as full:
             number += getattr(full, "put", 0)
             journal.begin(number)
         journal.end()
@@ -133,7 +133,7 @@ def consume(worker: Worker) -> None:
     journal = worker.journal
     with contextlib.suppress(ClosedError):
         while journal.count + BATCH < ENTRIES:
-            with contextlib.suppress(queue.Empty):
+            with contextlib.suppress(queue.Empty, ArenaFull):
                 _take(worker, worker.chance.choice([GETTING, GETTING_MANY, LEASING]))
     journal.enter(IDLE)
 
@@ -213,9 +213,32 @@ def fill(worker: Worker) -> None:
             with block.view() as view:
                 assert view == pattern, f"{block!r} was overwritten"
             block.free()
-        if chance.random() < 0.02:
-            arena.sweep()
+        if chance.random() < 0.05:
+            with contextlib.suppress(ArenaFull):
+                chance.choice([_look_on, _use_and_drop])(worker)
         journal.beat()
+
+
+def _look_on(worker: Worker) -> None:
+    """Ask for all that an onlooker can ask for."""
+    stage = worker.stage
+    statistics = stage.ring.statistics()
+    assert 0 <= statistics.gets <= statistics.puts
+    assert 0 <= statistics.backlog_bytes <= stage.ring.capacity
+    assert 0 <= stage.gate.value <= TOKENS
+    assert [repr(guard) for guard in stage.guards()]
+    assert len(stage.ring) >= 0
+    assert stage.arena.statistics().damaged == 0
+    stage.arena.deaths()
+
+
+def _use_and_drop(worker: Worker) -> None:
+    """Make a ring, with a record in it and one in a block, and drop it full or destroy it."""
+    ring = type(worker.stage.ring)(256, arena=worker.stage.arena)
+    ring.put_many([b"in the ring", b"in a block" * 50])
+    assert ring.get() == b"in the ring"
+    if worker.chance.random() < 0.5:
+        ring.destroy()
 
 
 def _pattern(life: int, number: int, nbytes: int) -> bytes:
