@@ -28,7 +28,7 @@ from storm_report import OWNER
 
 LULL = 50  # kills from one lull to the next
 HANG = float(os.environ.get("IPCMAP_STORM_HANG", "30"))  # seconds without what is waited for
-AIMS = 100  # looks at each section, for somebody who is inside
+AIM = 0.01  # seconds of looking for somebody inside a section
 LONGEST_STOP = 0.5  # seconds
 SAY = 5.0  # seconds between two lines of progress
 
@@ -61,6 +61,7 @@ class Conductor:
         self.killed: set[int] = set()  # pids
         self.ended: Counter[str] = Counter()  # how lives ended
         self.spawned: Counter[int] = Counter()  # by pid
+        self.caught = 0  # inside a section
         self.members = 0  # lives that certainly used the arena
         self.counted = [[0, 0] for _ in stage.pairs]  # surely, at most
         self.began = self.said = time.monotonic()
@@ -164,20 +165,38 @@ class Conductor:
             time.sleep(self.chance.uniform(0, 0.005))
         if sweeps and self.chance.random() < 0.2:
             self.stage.arena.sweep()
-        if seat.child.wait() == 0:  # it was faster
-            died = 0
-        self.settle(seat, died or None)
+        status = seat.child.wait()
+        assert status in (0, -signal.SIGKILL), (
+            f"a process failed, see stderr: {seat.role}, {status}"
+        )
+        self.settle(seat, died if status else None)  # 0 = it was faster
         self.fill(seat)
 
     def aim(self, seat: Seat) -> Seat:
-        """Return who is inside a section, if somebody is seen there, else the one given."""
+        """Return one who is stopped inside a section, if one can be had, else the one given."""
         seats = {other.child.pid: other for other in self.seats if other.child.status is None}
         words = list(self.sections.values())
         self.chance.shuffle(words)
-        for word in words * AIMS:
-            if found := seats.get(word[0] & OWNER):
-                return found
+        give_up = time.monotonic() + AIM
+        while time.monotonic() < give_up:
+            for word in words:
+                found = seats.get(word[0] & OWNER)
+                if found and self.is_caught(found, word):
+                    return found
         return seat
+
+    def is_caught(self, seat: Seat, word: memoryview) -> bool:
+        """Stop one who was seen inside a section; tell whether that was soon enough."""
+        pid = seat.child.pid
+        if seat.stopped_until is None:
+            os.kill(pid, signal.SIGSTOP)
+            os.waitid(os.P_PID, pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+        if word[0] & OWNER == pid:
+            self.caught += 1
+            return True
+        if seat.stopped_until is None:
+            os.kill(pid, signal.SIGCONT)
+        return False
 
     def go_on(self, seat: Seat, now: float) -> None:
         """Continue a process whose time is over."""
