@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import random
 import struct
+import time
 import zlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from ipcmap import ClosedError, Mapping, Ring
 
-HEADER = struct.Struct("<QII")  # number, producer, checksum
+HEADER = struct.Struct("<QQII")  # when it was made, number, producer, checksum
 NUMBER_BITS = 40
 BATCH = 8  # records at a time, at most
 
@@ -31,15 +32,36 @@ class Name(NamedTuple):
 
 def pack(name: Name, length: int, chance: random.Random) -> bytes:
     """Return a record with so many bytes behind its header."""
-    body = chance.randbytes(length)
-    return HEADER.pack(name.number, name.producer, zlib.crc32(body)) + body
+    return seal(name, chance.randbytes(length))
+
+
+def seal(name: Name, body: bytes | memoryview) -> bytes:
+    """Return a record with these bytes behind its header."""
+    checksum = zlib.crc32(body)
+    return HEADER.pack(time.monotonic_ns(), name.number, name.producer, checksum) + body
 
 
 def unpack(record: bytes | memoryview) -> Name:
     """Return which record it is, once its content was found to be whole."""
-    number, producer, checksum = HEADER.unpack_from(record)
+    _, number, producer, checksum = HEADER.unpack_from(record)
     assert zlib.crc32(record[HEADER.size :]) == checksum, f"content of {producer}, {number}"
     return Name(producer, number)
+
+
+def made_at(record: bytes | memoryview) -> int:
+    """Return when it was made, a little before it was put, in nanoseconds of the monotonic clock."""
+    made: int = HEADER.unpack_from(record)[0]
+    return made
+
+
+def check_order(sequence: Sequence[Name]) -> int:
+    """Return how often a record of a producer came behind a later one of the same."""
+    latest: dict[int, int] = {}
+    back = 0
+    for producer, number in sequence:
+        back += int(number < latest.get(producer, -1))
+        latest[producer] = number
+    return back
 
 
 class Log:

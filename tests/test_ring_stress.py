@@ -29,6 +29,7 @@ from ring_traffic import (
     LEASING,
     Log,
     Name,
+    check_order,
     consume,
     pack,
     produce,
@@ -39,23 +40,13 @@ from rings import blocks, drained
 
 CROWDS = list(product([1, 2, 4, 8], repeat=2))
 SMALL_CROWDS = [(1, 1), (4, 4), (8, 1), (1, 8)]
-KILLS = int(os.environ.get("IPCMAP_STORM_KILLS", "500"))
+KILLS = 500  # for a ring alone; test_storm.py has more of everything
 
 
 def members(arena: Arena) -> int:
     """Count the processes that have a slot."""
     arena.sweep()
     return len(arena._open().family.members())
-
-
-def check_order(sequence: list[Name]) -> int:
-    """Return how often a record of a producer came behind a later one of the same."""
-    latest: dict[int, int] = {}
-    back = 0
-    for producer, number in sequence:
-        back += int(number < latest.get(producer, -1))
-        latest[producer] = number
-    return back
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,7 @@ def end_run(root: int, fd: int, nodeid: str, seconds: float) -> None:
         # Stopped ones last, since they have to be woken and may then change what others do.
         for process in sorted(members, key=lambda process: process.state == "T"):
             say(f"\n--- {facts(process)}")
-            dump(process.pid)
+            say(stacks(process.pid))
         say(f"\n{title}: the run is killed")
     finally:
         kill_family(root, fd)
@@ -78,25 +78,25 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def dump(pid: int) -> None:
-    """Have a process write its stacks, wait for the end of that, and show them."""
+def stacks(pid: int, dumps: int = DUMPS) -> str:
+    """Have a process write its stacks to ``dumps``, wait for the end of that, and return them."""
     if not has_dump_signal(pid, pid, "SigCgt"):
-        say("(no stack: it has ended, or runs another program by now)")
-        return
-    start = os.fstat(DUMPS).st_size
+        return "(no stack: it has ended, or runs another program by now)"
+    start = os.fstat(dumps).st_size
     give_up = time.monotonic() + DUMP_TIME
+    note = ""
     with contextlib.suppress(FileNotFoundError, ProcessLookupError):
         blocking_anyway = blocking(pid)
         send(pid, signal.SIGCONT)
         send(pid, DUMP_SIGNAL)
         # A thread blocks the signal while it handles it; before that it is pending, then for a
         # moment neither: only when something has been written does not blocking mean done.
-        while os.fstat(DUMPS).st_size == start or blocking(pid) - blocking_anyway:
+        while os.fstat(dumps).st_size == start or blocking(pid) - blocking_anyway:
             if time.monotonic() > give_up:
-                say("(incomplete: it blocks the signal, or does not get to run)")
+                note = "(incomplete: it blocks the signal, or does not get to run)\n"
                 break
             time.sleep(0.01)
-    say(os.pread(DUMPS, os.fstat(DUMPS).st_size - start, start).decode(errors="replace"))
+    return note + os.pread(dumps, os.fstat(dumps).st_size - start, start).decode(errors="replace")
 
 
 def blocking(pid: int) -> set[str]:
