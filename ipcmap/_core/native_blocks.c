@@ -104,14 +104,14 @@ verdict_t put_large(PyObject *self, core_t *core, const unsigned char *data, uin
         return GIVE_UP;
     copy((unsigned char *)block.shm_words + BLOCK_HEADER, data, length);
     attempt_t attempt = {.what = PUT_BLOCK, .block = &block};
+    waiting_t waiting = {.slept = false};
     for (;;) {
-        bool waited = false;
         outcome_t outcome = try_to(core, &attempt);
         if (LIKELY(outcome == DONE))
             return GO_ON;
         verdict_t verdict = GIVE_UP;
         if (outcome == NOTHING) {
-            verdict = wait_for_other(self, core, &core->ring.producers, &attempt.seen, deadline, &waited);
+            verdict = wait_for_other(self, core, &core->ring.producers, &attempt.seen, deadline, &waiting);
             if (getpid() != maker)
                 return verdict == FAILED ? FAILED : GIVE_UP;
         }
