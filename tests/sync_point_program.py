@@ -20,6 +20,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 STRUCK, MISSED = 0, 3  # exit codes of a run
 AT_A_TIME = {"stop": 48}  # those are asleep most of the time
 OTHERWISE = 6
+ROUNDS = 3  # for points that were missed
 
 Job = tuple[str, str, "Strike | None"]  # scene, call, strike
 
@@ -45,12 +47,13 @@ def main(build: str, folder: str, call: str, mode: str, extent: str = "") -> Non
     files = {scene: Path(folder, f"{scene}.trace") for scene in SCENES}
     traces = {name: file.read_text().split("\n") for name, file in files.items() if file.exists()}
     struck, runs, jobs = set[str](), 0, list[Job]()
-    for scene, trace in traces.items() if mode != "trace" else ():
+    for turn, (scene, trace) in product(range(ROUNDS if mode != "trace" else 0), traces.items()):
+        everywhere = bool(extent) and not turn
         for point, times in sorted(Counter(trace).items()):
-            if extent or point not in struck:
-                passes = range(1, min(times, 2 if extent else 1) + 1)
+            if everywhere or point not in struck:
+                passes = range(1, min(times, 2 if everywhere else 1) + 1)
                 jobs += ((scene, call, Strike(point, passing, mode)) for passing in passes)
-        if extent and scene != [*traces][-1]:
+        if everywhere and scene != [*traces][-1]:
             continue  # all at once
         done, failed = run(jobs, folder, AT_A_TIME.get(mode, OTHERWISE))
         struck |= {strike.point for _, _, strike in done if strike}

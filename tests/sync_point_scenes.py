@@ -14,6 +14,7 @@ from collections.abc import Callable
 from sync_point_stage import Stage, code_of, is_over, until
 
 INSIDE = {"put": "R1 publish in ring_put, before", "get": "R2 consume in ring_get, before"}
+WAITING = "X1 enter in section_wait, before"
 SETTLING = "X1 enter in section_settle, before"
 
 
@@ -111,16 +112,12 @@ def busy_heir(stage: Stage) -> None:
 
 def busy_for_a_moment(stage: Stage) -> None:
     """Somebody is in the section, and has left it at the next try."""
-    _prepare(stage)
-    holder = stage.helper(_own(stage), INSIDE[_own(stage)], signal.SIGSTOP)
-    stage.also.append((SETTLING, 1, signal.SIGSTOP))
-    stage.strike_down()
-    until(lambda: is_over(stage.victim))
-    os.kill(holder, signal.SIGCONT)
-    assert code_of(holder) == 0
-    if stage.strike and stage.mode == "stop" and stage.strike.point == SETTLING:
-        return
-    os.kill(stage.victim, signal.SIGCONT)
+    _miss(stage, SETTLING)
+
+
+def busy_until_it_waits(stage: Stage) -> None:
+    """Somebody is in the section, and has left it when the victim begins to wait for it."""
+    _miss(stage, WAITING)
 
 
 SCENES: dict[str, Callable[[Stage], None]] = {
@@ -137,6 +134,7 @@ SCENES: dict[str, Callable[[Stage], None]] = {
         busy,
         busy_heir,
         busy_for_a_moment,
+        busy_until_it_waits,
     )
 }
 
@@ -180,6 +178,20 @@ def _meet(stage: Stage, number: int) -> None:
     if number == signal.SIGKILL:
         stage.deaths_inside += 1
     assert code_of(holder) == (0 if number == signal.SIGCONT else -number)
+
+
+def _miss(stage: Stage, point: str) -> None:
+    """Stop the victim where it has found the section held, and let the holder leave."""
+    _prepare(stage)
+    holder = stage.helper(_own(stage), INSIDE[_own(stage)], signal.SIGSTOP)
+    stage.also.append((point, 1, signal.SIGSTOP))
+    stage.strike_down()
+    until(lambda: is_over(stage.victim))
+    os.kill(holder, signal.SIGCONT)
+    assert code_of(holder) == 0
+    if stage.strike and stage.mode == "stop" and stage.strike.point == point:
+        return
+    os.kill(stage.victim, signal.SIGCONT)
 
 
 def _is_waiting(pid: int) -> bool:

@@ -6,6 +6,7 @@ import os
 import random
 import threading
 from collections import Counter, deque
+from collections.abc import Callable
 from functools import partial
 
 import pytest
@@ -14,6 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from hypothesis.strategies import binary
 
 from children import Fork
+from ipcmap._core import reference_sections as sections
 from ipcmap._core import ring_layout as at
 from ipcmap._core.reference_ring_waiting import CLOSED, DONE
 from ipcmap._deadline import Deadline
@@ -301,3 +303,30 @@ def test_the_longest_record_fits_an_empty_ring_at_every_offset(capacity: int) ->
             ring.pull(0)
         assert ring.push(bytes(ring.longest), 0)
         assert ring.pull(0) == bytes(ring.longest)
+
+
+@pytest.mark.parametrize(
+    ("side", "call"),
+    [
+        ("producers", lambda ring: ring.push(b"x", 0)),
+        ("producers", lambda ring: ring.push_many([b"x"], 0)),
+        ("producers", lambda ring: ring.pull(0)),  # looks across
+        ("producers", Ring.backlog),
+        ("producers", Ring.end),
+        ("consumers", lambda ring: (ring.push(b"x", 0), ring.pull(0))),
+        ("consumers", lambda ring: (ring.push(b"x", 0), ring.pull_many(1))),
+        ("consumers", Ring.backlog),
+        ("consumers", Ring.end),
+    ],
+)
+def test_a_section_inherited_from_the_dead_is_counted_whoever_inherits_it(
+    side: str, call: Callable[[Ring], object], fork: Fork
+) -> None:
+    """Once, and by the next to enter, whatever it is about."""
+    ring = Ring()
+    section = ring._producers_section if side == "producers" else ring._consumers_section
+    assert fork(sections.trylock, section).wait() == 0
+
+    call(ring)
+
+    assert ring.glance()[3] == 1
