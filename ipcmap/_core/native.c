@@ -14,19 +14,6 @@
 
 /* Core */
 
-static void set_side(ring_t *ring, side_t *side, bool produces)
-{
-    unsigned char *shm = (unsigned char *)ring->shm_words;
-    side->shm_other_section = produces ? ring->shm_consumers_section : ring->shm_producers_section;
-    side->shm_parking = (sem_t *)(shm + (produces ? PRODUCERS_PARKING : CONSUMERS_PARKING));
-    side->other_pos = produces ? READ_POS : WRITE_POS;
-    side->other_ended = produces ? ENDED : CLOSED;
-    side->other_takeovers = produces ? CONSUMERS_TAKEOVERS : PRODUCERS_TAKEOVERS;
-    side->sleepers = produces ? PRODUCERS_SLEEPING : CONSUMERS_SLEEPING;
-    atomic_init(&side->worth, 20000);
-    atomic_init(&side->waits, 0);
-}
-
 static PyObject *core_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
     static char *names[] = {"memory", "capacity", "inline_limit", "words", "tag_at", "tag", NULL};
@@ -55,17 +42,7 @@ static PyObject *core_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     }
     self->shm_tag = (shm_word_t *)self->words.buf + tag_at;
     self->tag = tag;
-    ring_t *ring = &self->ring;
-    unsigned char *shm = self->memory.buf;
-    ring->shm_words = (shm_word_t *)self->memory.buf;
-    ring->shm_producers_section = (pthread_mutex_t *)(shm + PRODUCERS_SECTION);
-    ring->shm_consumers_section = (pthread_mutex_t *)(shm + CONSUMERS_SECTION);
-    ring->capacity = capacity;
-    ring->mask = capacity - 1;
-    ring->window = capacity < WINDOW ? capacity : WINDOW;
-    ring->inline_limit = inline_limit;
-    set_side(ring, &ring->producers, true);
-    set_side(ring, &ring->consumers, false);
+    ring_open(&self->ring, self->memory.buf, capacity, inline_limit);
     return (PyObject *)self;
 }
 

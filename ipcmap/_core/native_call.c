@@ -74,7 +74,7 @@ PyObject *as_called(PyObject *method, PyObject *self, PyObject *const *args,
                            Py_ssize_t nargs, PyObject *kwnames)
 {
     Py_ssize_t count = nargs + (kwnames ? PyTuple_GET_SIZE(kwnames) : 0);
-    PyObject **all = PyMem_New(PyObject *, count + 1);
+    PyObject **all = PyMem_New(PyObject *, (size_t)count + 1);
     if (!all)
         return PyErr_NoMemory();
     all[0] = self;
