@@ -10,7 +10,7 @@
  * else has is freed with its handle, at once. */
 #include "native_core.h"
 
-#include <structmember.h>
+PyTypeObject *native_core_type;
 
 /* Core */
 
@@ -22,7 +22,7 @@ static PyObject *core_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OKKOKK", names, &memory, &capacity,
                                      &inline_limit, &words, &tag_at, &tag))
         return NULL;
-    core_t *self = (core_t *)type->tp_alloc(type, 0);
+    core_t *self = (core_t *)PyType_GenericAlloc(type, 0);
     if (!self)
         return NULL;
     if (PyObject_GetBuffer(memory, &self->memory, PyBUF_WRITABLE) ||
@@ -52,47 +52,83 @@ static void core_dealloc(PyObject *self)
         PyBuffer_Release(&((core_t *)self)->memory);
     if (((core_t *)self)->words.obj)
         PyBuffer_Release(&((core_t *)self)->words);
-    Py_TYPE(self)->tp_free(self);
+    PyTypeObject *type = Py_TYPE(self);
+    PyObject_Free(self);
+    Py_DECREF(type);
 }
 
-PyTypeObject native_core_type = {
-    PyVarObject_HEAD_INIT(NULL, 0)
-    .tp_name = "ipcmap._core.native.Core",
-    .tp_doc = PyDoc_STR("A ring as one handle has it."),
-    .tp_basicsize = sizeof(core_t),
-    .tp_flags = Py_TPFLAGS_DEFAULT,
-    .tp_new = core_new,
-    .tp_dealloc = core_dealloc,
+static PyType_Slot core_slots[] = {
+    {Py_tp_doc, PyDoc_STR("A ring as one handle has it.")},
+    {Py_tp_new, core_new},
+    {Py_tp_dealloc, core_dealloc},
+    {0, NULL},
 };
 
-static PyTypeObject ring_methods_type = {
-    PyVarObject_HEAD_INIT(NULL, 0)
-    .tp_name = "ipcmap._core.native.RingMethods",
-    .tp_doc = PyDoc_STR("The methods of a ring that are written in C."),
-    .tp_basicsize = sizeof(PyObject),
-    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE,
-    .tp_methods = native_ring_methods,
+static PyType_Spec core_spec = {
+    .name = "ipcmap._core.native.Core",
+    .basicsize = sizeof(core_t),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE,
+    .slots = core_slots,
+};
+
+static PyType_Slot ring_methods_slots[] = {
+    {Py_tp_doc, PyDoc_STR("The methods of a ring that are written in C.")},
+    {Py_tp_methods, native_ring_methods},
+    {0, NULL},
+};
+
+static PyType_Spec ring_methods_spec = {
+    .name = "ipcmap._core.native.RingMethods",
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE | Py_TPFLAGS_IMMUTABLETYPE,
+    .slots = ring_methods_slots,
 };
 
 /* The module */
+
+static Py_ssize_t basicsize_of(PyObject *type)
+{
+    PyObject *number = type ? PyObject_GetAttrString(type, "__basicsize__") : NULL;
+    Py_ssize_t size = number ? PyLong_AsSsize_t(number) : -1;
+    Py_XDECREF(number);
+    return size;
+}
+
+/* Return where the one slot of a class lies in its handles, or -1. The stable ABI does not
+ * say. It is behind all that the base has; a handle that is never used shows that it is so. */
+static Py_ssize_t find_slot(PyObject *type, PyObject *slot)
+{
+    PyObject *base = PyObject_GetAttrString(type, "__base__");
+    Py_ssize_t offset = basicsize_of(base);
+    bool one = offset >= 0 && basicsize_of(type) == offset + (Py_ssize_t)sizeof(PyObject *);
+    Py_XDECREF(base);
+    PyObject *handle = one ? PyType_GenericAlloc((PyTypeObject *)type, 0) : NULL;
+    PyObject *set = handle ? PyObject_CallMethod(slot, "__set__", "OO", handle, handle) : NULL;
+    bool right = set && *(PyObject **)((char *)handle + offset) == handle;
+    PyObject *cleared = set ? PyObject_CallMethod(slot, "__delete__", "O", handle) : NULL;
+    Py_XDECREF(cleared);
+    Py_XDECREF(set);
+    Py_XDECREF(handle);
+    return right ? offset : -1;
+}
 
 static PyObject *bind(PyObject *module, PyObject *args, PyObject *kwargs)
 {
     static char *names[] = {"handle", "slot", "put", "get", "put_many", "put_rest", "get_many", "idle", NULL};
     PyObject *type, *slot, *methods[6];
     (void)module;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!O!OOOOOO", names, &PyType_Type, &type,
-                                     &PyMemberDescr_Type, &slot, &methods[0], &methods[1],
-                                     &methods[2], &methods[3], &methods[4], &methods[5]))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!OOOOOOO", names, &PyType_Type, &type, &slot,
+                                     &methods[0], &methods[1], &methods[2], &methods[3],
+                                     &methods[4], &methods[5]))
         return NULL;
-    PyMemberDef *member = ((PyMemberDescrObject *)slot)->d_member;
-    if (native_bound.type || PyDescr_TYPE(slot) != (PyTypeObject *)type || member->type != T_OBJECT_EX) {
-        PyErr_SetString(PyExc_ValueError, "a class is bound once, with a slot of its own");
+    Py_ssize_t offset = native_bound.type ? -1 : find_slot(type, slot);
+    if (offset < 0) {
+        if (!PyErr_Occurred())
+            PyErr_SetString(PyExc_ValueError, "a class is bound once, with a slot of its own, its only one");
         return NULL;
     }
     native_bound = (struct native_bound){
         .type = (PyTypeObject *)Py_NewRef(type),
-        .core_offset = member->offset,
+        .core_offset = offset,
         .put = Py_NewRef(methods[0]),
         .get = Py_NewRef(methods[1]),
         .put_many = Py_NewRef(methods[2]),
@@ -150,12 +186,13 @@ PyMODINIT_FUNC PyInit_native(void)
 {
     native_find_clock();
     PyObject *module = PyModule_Create(&definition);
-    if (!module)
-        return NULL;
-    if (PyModule_AddType(module, &native_core_type) || PyModule_AddType(module, &ring_methods_type) ||
-        add_layout(module)) {
-        Py_DECREF(module);
-        return NULL;
+    PyObject *core = PyType_FromSpec(&core_spec), *methods = PyType_FromSpec(&ring_methods_spec);
+    if (!module || !core || !methods || PyModule_AddType(module, (PyTypeObject *)core) ||
+        PyModule_AddType(module, (PyTypeObject *)methods) || add_layout(module)) {
+        Py_CLEAR(module);
+        Py_CLEAR(core);
     }
+    native_core_type = (PyTypeObject *)core; /* for as long as the process lives, as static types */
+    Py_XDECREF(methods);
     return module;
 }

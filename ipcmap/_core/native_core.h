@@ -2,6 +2,7 @@
 #ifndef IPCMAP_NATIVE_CORE_H
 #define IPCMAP_NATIVE_CORE_H
 
+/* The stable ABI from here on (pyproject.toml defines Py_LIMITED_API): one binary for all. */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
@@ -16,7 +17,7 @@ typedef struct {
     uint64_t tag;              /* what it is, but for the owner, while the handle is good */
 } core_t;
 
-extern PyTypeObject native_core_type;
+extern PyTypeObject *native_core_type;
 extern PyMethodDef native_ring_methods[];
 
 /* What native.bind() is given: the class, where its handles keep the core, and the
