@@ -91,7 +91,7 @@ def test_a_fork_amid_threads_that_put_and_get_leaves_a_child_that_can(
             except queue.Empty:
                 continue
 
-    put = {name: 0 for name in range(2)}
+    put = dict.fromkeys(range(2), 0)
     threads = [threading.Thread(target=put_on, args=[name]) for name in put]
     threads.append(threading.Thread(target=take_all, args=(ring, taken, 1)))
     for thread in threads:
