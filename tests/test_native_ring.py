@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import pickle
 import queue
 import random
@@ -84,7 +85,7 @@ def test_native_is_taken_where_it_is_built(chosen: str, expected: str) -> None:
     """Unless the environment says otherwise."""
     code = "import ipcmap; print(ipcmap.backend, type(ipcmap.Ring()).__name__)"
     result = subprocess.run(
-        [sys.executable, "-I", "-c", code], env={"IPCMAP_BACKEND": chosen}, capture_output=True, text=True, check=True
+        [sys.executable, "-I", "-c", code], env=os.environ | {"IPCMAP_BACKEND": chosen}, capture_output=True, text=True, check=True
     )  # fmt: skip
 
     assert result.stdout.split()[0] == expected
@@ -98,9 +99,15 @@ def test_where_it_is_not_built_the_reference_engine_is_taken_unless_native_was_n
     )
     run = [sys.executable, "-I", "-c", code]
 
-    unnamed = subprocess.run(run, env={}, capture_output=True, text=True, check=True)
+    unnamed = subprocess.run(
+        run, env=os.environ | {"IPCMAP_BACKEND": ""}, capture_output=True, text=True, check=True
+    )
     named = subprocess.run(
-        run, env={"IPCMAP_BACKEND": "native"}, capture_output=True, text=True, check=False
+        run,
+        env=os.environ | {"IPCMAP_BACKEND": "native"},
+        capture_output=True,
+        text=True,
+        check=False,
     )
 
     assert unnamed.stdout == "reference b'x'\n"

@@ -15,22 +15,9 @@
 #include "native_cells.h"
 #include "native_core.h"
 
-#include <structmember.h>
+PyTypeObject *native_core_type;
 
 /* Core */
-
-static void set_side(ring_t *ring, side_t *side, bool produces)
-{
-    unsigned char *shm = (unsigned char *)ring->shm_words;
-    side->shm_other_section = produces ? ring->shm_consumers_section : ring->shm_producers_section;
-    side->shm_parking = (sem_t *)(shm + (produces ? PRODUCERS_PARKING : CONSUMERS_PARKING));
-    side->other_pos = produces ? READ_POS : WRITE_POS;
-    side->other_ended = produces ? ENDED : CLOSED;
-    side->other_takeovers = produces ? CONSUMERS_TAKEOVERS : PRODUCERS_TAKEOVERS;
-    side->sleepers = produces ? PRODUCERS_SLEEPING : CONSUMERS_SLEEPING;
-    atomic_init(&side->worth, 20000);
-    atomic_init(&side->waits, 0);
-}
 
 static PyObject *core_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
@@ -40,7 +27,7 @@ static PyObject *core_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OKKOKKO", names, &memory, &capacity, &inline_limit,
                                      &words, &tag_at, &tag, &allocator))
         return NULL;
-    core_t *self = (core_t *)type->tp_alloc(type, 0);
+    core_t *self = (core_t *)PyType_GenericAlloc(type, 0);
     if (!self)
         return NULL;
     if (PyObject_GetBuffer(memory, &self->memory, PyBUF_WRITABLE) ||
@@ -62,17 +49,7 @@ static PyObject *core_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     self->shm_tag = (shm_word_t *)self->words.buf + tag_at;
     self->tag = tag;
     self->allocator = allocator == Py_None ? NULL : (cells_object_t *)Py_NewRef(allocator);
-    ring_t *ring = &self->ring;
-    unsigned char *shm = self->memory.buf;
-    ring->shm_words = (shm_word_t *)self->memory.buf;
-    ring->shm_producers_section = (pthread_mutex_t *)(shm + PRODUCERS_SECTION);
-    ring->shm_consumers_section = (pthread_mutex_t *)(shm + CONSUMERS_SECTION);
-    ring->capacity = capacity;
-    ring->mask = capacity - 1;
-    ring->window = capacity < WINDOW ? capacity : WINDOW;
-    ring->inline_limit = inline_limit;
-    set_side(ring, &ring->producers, true);
-    set_side(ring, &ring->consumers, false);
+    ring_open(&self->ring, self->memory.buf, capacity, inline_limit);
     return (PyObject *)self;
 }
 
@@ -82,8 +59,10 @@ static void core_dealloc(PyObject *self)
         PyBuffer_Release(&((core_t *)self)->memory);
     if (((core_t *)self)->words.obj)
         PyBuffer_Release(&((core_t *)self)->words);
-    Py_XDECREF(((core_t *)self)->allocator);
-    Py_TYPE(self)->tp_free(self);
+    Py_XDECREF((PyObject *)((core_t *)self)->allocator);
+    PyTypeObject *type = Py_TYPE(self);
+    PyObject_Free(self);
+    Py_DECREF(type);
 }
 
 static PyObject *core_patience(PyObject *self, void *closure)
@@ -100,46 +79,80 @@ static PyGetSetDef core_facts[] = {
     {NULL, NULL, NULL, NULL, NULL},
 };
 
-PyTypeObject native_core_type = {
-    PyVarObject_HEAD_INIT(NULL, 0)
-    .tp_name = "ipcmap._core.native.Core",
-    .tp_doc = PyDoc_STR("A ring as one handle has it."),
-    .tp_basicsize = sizeof(core_t),
-    .tp_flags = Py_TPFLAGS_DEFAULT,
-    .tp_new = core_new,
-    .tp_getset = core_facts,
-    .tp_dealloc = core_dealloc,
+static PyType_Slot core_slots[] = {
+    {Py_tp_doc, PyDoc_STR("A ring as one handle has it.")},
+    {Py_tp_new, core_new},
+    {Py_tp_getset, core_facts},
+    {Py_tp_dealloc, core_dealloc},
+    {0, NULL},
 };
 
-static PyTypeObject ring_methods_type = {
-    PyVarObject_HEAD_INIT(NULL, 0)
-    .tp_name = "ipcmap._core.native.RingMethods",
-    .tp_doc = PyDoc_STR("The methods of a ring that are written in C."),
-    .tp_basicsize = sizeof(PyObject),
-    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE,
-    .tp_methods = native_ring_methods,
+static PyType_Spec core_spec = {
+    .name = "ipcmap._core.native.Core",
+    .basicsize = sizeof(core_t),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE,
+    .slots = core_slots,
+};
+
+static PyType_Slot ring_methods_slots[] = {
+    {Py_tp_doc, PyDoc_STR("The methods of a ring that are written in C.")},
+    {Py_tp_methods, native_ring_methods},
+    {0, NULL},
+};
+
+static PyType_Spec ring_methods_spec = {
+    .name = "ipcmap._core.native.RingMethods",
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE | Py_TPFLAGS_IMMUTABLETYPE,
+    .slots = ring_methods_slots,
 };
 
 /* The module */
+
+static Py_ssize_t basicsize_of(PyObject *type)
+{
+    PyObject *number = type ? PyObject_GetAttrString(type, "__basicsize__") : NULL;
+    Py_ssize_t size = number ? PyLong_AsSsize_t(number) : -1;
+    Py_XDECREF(number);
+    return size;
+}
+
+/* Return where the one slot of a class lies in its handles, or -1. The stable ABI does not
+ * say. It is behind all that the base has; a handle that is never used shows that it is so. */
+static Py_ssize_t find_slot(PyObject *type, PyObject *slot)
+{
+    PyObject *base = PyObject_GetAttrString(type, "__base__");
+    Py_ssize_t offset = basicsize_of(base);
+    bool one = offset >= 0 && basicsize_of(type) == offset + (Py_ssize_t)sizeof(PyObject *);
+    Py_XDECREF(base);
+    PyObject *handle = one ? PyType_GenericAlloc((PyTypeObject *)type, 0) : NULL;
+    PyObject *set = handle ? PyObject_CallMethod(slot, "__set__", "OO", handle, handle) : NULL;
+    bool right = set && *(PyObject **)((char *)handle + offset) == handle;
+    PyObject *cleared = set ? PyObject_CallMethod(slot, "__delete__", "O", handle) : NULL;
+    Py_XDECREF(cleared);
+    Py_XDECREF(set);
+    Py_XDECREF(handle);
+    return right ? offset : -1;
+}
 
 static PyObject *bind(PyObject *module, PyObject *args, PyObject *kwargs)
 {
     static char *names[] = {"handle", "slot", "put", "get", "put_many", "put_rest", "get_many", "idle", "free", "may_spin", "for_next_call", NULL};
     PyObject *type, *slot, *methods[8], *errors;
     (void)module;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!O!OOOOOOOOO!", names, &PyType_Type, &type,
-                                     &PyMemberDescr_Type, &slot, &methods[0], &methods[1],
-                                     &methods[2], &methods[3], &methods[4], &methods[5], &methods[6],
-                                     &methods[7], &PyTuple_Type, &errors))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!OOOOOOOOOO!", names, &PyType_Type, &type, &slot,
+                                     &methods[0], &methods[1], &methods[2], &methods[3],
+                                     &methods[4], &methods[5], &methods[6], &methods[7],
+                                     &PyTuple_Type, &errors))
         return NULL;
-    PyMemberDef *member = ((PyMemberDescrObject *)slot)->d_member;
-    if (native_bound.type || PyDescr_TYPE(slot) != (PyTypeObject *)type || member->type != T_OBJECT_EX) {
-        PyErr_SetString(PyExc_ValueError, "a class is bound once, with a slot of its own");
+    Py_ssize_t offset = native_bound.type ? -1 : find_slot(type, slot);
+    if (offset < 0) {
+        if (!PyErr_Occurred())
+            PyErr_SetString(PyExc_ValueError, "a class is bound once, with a slot of its own, its only one");
         return NULL;
     }
     native_bound = (struct native_bound){
         .type = (PyTypeObject *)Py_NewRef(type),
-        .core_offset = member->offset,
+        .core_offset = offset,
         .put = Py_NewRef(methods[0]),
         .get = Py_NewRef(methods[1]),
         .put_many = Py_NewRef(methods[2]),
@@ -209,17 +222,18 @@ PyMODINIT_FUNC PyInit_native(void)
 {
     native_find_clock();
     PyObject *module = PyModule_Create(&definition);
-    if (!module)
-        return NULL;
-    if (PyModule_AddType(module, &native_core_type) || PyModule_AddType(module, &ring_methods_type) ||
-        PyModule_AddType(module, &native_cells_type) || PyModule_AddType(module, &native_words_type) ||
-        add_layout(module)) {
-        Py_DECREF(module);
-        return NULL;
+    PyObject *core = PyType_FromSpec(&core_spec), *methods = PyType_FromSpec(&ring_methods_spec);
+    if (!module || !core || !methods || PyModule_AddType(module, (PyTypeObject *)core) ||
+        PyModule_AddType(module, (PyTypeObject *)methods) || native_add_cells(module) ||
+        native_add_words(module) || add_layout(module)) {
+        Py_CLEAR(module);
+        Py_CLEAR(core);
     }
 #ifdef IPCMAP_SYNC_POINTS
-    if (native_add_sync_points(module))
+    if (module && native_add_sync_points(module))
         Py_CLEAR(module);
 #endif
+    native_core_type = (PyTypeObject *)core; /* for as long as the process lives, as static types */
+    Py_XDECREF(methods);
     return module;
 }

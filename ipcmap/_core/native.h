@@ -67,7 +67,7 @@ typedef _Atomic uint64_t shm_word_t;
 typedef struct {
     pthread_mutex_t *shm_other_section;
     sem_t *shm_parking;
-    int other_pos, other_ended, other_takeovers, sleepers; /* indices of words */
+    uint64_t other_pos, other_ended, other_takeovers, sleepers; /* indices of words */
     _Atomic int64_t worth;  /* nanoseconds of looking on that have lately paid */
     _Atomic uint64_t waits; /* since they do not */
 } side_t;
@@ -144,7 +144,10 @@ static inline void section_leave(pthread_mutex_t *shm_section)
     STEP("X2 leave", pthread_mutex_unlock(shm_section));
 }
 
-/* native_ring.c: each in its side's section, which the caller enters and leaves. */
+/* native_ring.c: but for ring_open and ring_peek in its side's section, which the caller
+ * enters and leaves. */
+void ring_open(ring_t *, unsigned char *shm, uint64_t capacity, uint64_t inline_limit);
+
 typedef struct {
     const unsigned char *data;
     uint64_t length;

@@ -27,7 +27,7 @@ static PyObject *words_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     int is_signed = 0;
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|$p", names, &memory, &is_signed))
         return NULL;
-    words_t *self = (words_t *)type->tp_alloc(type, 0);
+    words_t *self = (words_t *)PyType_GenericAlloc(type, 0);
     if (!self)
         return NULL;
     if (PyObject_GetBuffer(memory, &self->memory, PyBUF_WRITABLE)) {
@@ -50,7 +50,9 @@ static void words_dealloc(PyObject *self)
 {
     if (((words_t *)self)->memory.obj)
         PyBuffer_Release(&((words_t *)self)->memory);
-    Py_TYPE(self)->tp_free(self);
+    PyTypeObject *type = Py_TYPE(self);
+    PyObject_Free(self);
+    Py_DECREF(type);
 }
 
 static bool has(Py_ssize_t nargs, Py_ssize_t expected)
@@ -140,13 +142,25 @@ static PyMethodDef methods[] = {
     {NULL, NULL, 0, NULL},
 };
 
-PyTypeObject native_words_type = {
-    PyVarObject_HEAD_INIT(NULL, 0)
-    .tp_name = "ipcmap._core.native.Words",
-    .tp_doc = PyDoc_STR("64-bit words of a region that are changed in one step."),
-    .tp_basicsize = sizeof(words_t),
-    .tp_flags = Py_TPFLAGS_DEFAULT,
-    .tp_new = words_new,
-    .tp_dealloc = words_dealloc,
-    .tp_methods = methods,
+static PyType_Slot slots[] = {
+    {Py_tp_doc, PyDoc_STR("64-bit words of a region that are changed in one step.")},
+    {Py_tp_new, words_new},
+    {Py_tp_dealloc, words_dealloc},
+    {Py_tp_methods, methods},
+    {0, NULL},
 };
+
+static PyType_Spec spec = {
+    .name = "ipcmap._core.native.Words",
+    .basicsize = sizeof(words_t),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE,
+    .slots = slots,
+};
+
+int native_add_words(PyObject *module)
+{
+    PyObject *type = PyType_FromSpec(&spec);
+    int failed = type ? PyModule_AddType(module, (PyTypeObject *)type) : -1;
+    Py_XDECREF(type);
+    return failed;
+}

@@ -4,6 +4,6 @@
 
 #include <Python.h>
 
-extern PyTypeObject native_words_type;
+int native_add_words(PyObject *module);
 
 #endif

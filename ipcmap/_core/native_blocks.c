@@ -175,7 +175,7 @@ verdict_t get_large(core_t *core, uint64_t pos, PyObject **record)
     }
     uint64_t nbytes = atomic_load_explicit(&block.shm_words[B_NBYTES], memory_order_acquire);
     if (nbytes == length) {
-        copy(PyBytes_AS_STRING(*record), (unsigned char *)block.shm_words + BLOCK_HEADER, nbytes);
+        copy(PyBytes_AsString(*record), (unsigned char *)block.shm_words + BLOCK_HEADER, nbytes);
     } else { /* another use of the same block, or damage */
         Py_CLEAR(*record);
         if (nbytes <= most)

@@ -12,12 +12,15 @@ core_t *core_of(PyObject *self)
 {
     if (LIKELY(native_bound.type && PyObject_TypeCheck(self, native_bound.type))) {
         PyObject *core = *(PyObject **)((char *)self + native_bound.core_offset);
-        if (LIKELY(core && Py_TYPE(core) == &native_core_type)) {
+        if (LIKELY(core && Py_TYPE(core) == native_core_type)) {
             Py_INCREF(core);
             return (core_t *)core;
         }
     }
-    PyErr_Format(PyExc_TypeError, "ring is not attached: type=%s", Py_TYPE(self)->tp_name);
+    PyObject *name = PyType_GetName(Py_TYPE(self));
+    if (name)
+        PyErr_Format(PyExc_TypeError, "ring is not attached: type=%U", name);
+    Py_XDECREF(name);
     return NULL;
 }
 
@@ -25,13 +28,13 @@ core_t *core_of(PyObject *self)
 bool sorted(PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames,
                    const char *const names[2], PyObject *values[2])
 {
-    Py_ssize_t most = names[1] ? 2 : 1, named = kwnames ? PyTuple_GET_SIZE(kwnames) : 0;
+    Py_ssize_t most = names[1] ? 2 : 1, named = kwnames ? PyTuple_Size(kwnames) : 0;
     if (nargs + named > most)
         return false;
     for (Py_ssize_t index = 0; index < nargs; index++)
         values[index] = args[index];
     for (Py_ssize_t index = 0; index < named; index++) {
-        PyObject *name = PyTuple_GET_ITEM(kwnames, index);
+        PyObject *name = PyTuple_GetItem(kwnames, index);
         Py_ssize_t place = 0;
         while (place < most && PyUnicode_CompareWithASCIIString(name, names[place]))
             place++;
@@ -73,15 +76,20 @@ PyObject *timeout_left(int64_t deadline)
 PyObject *as_called(PyObject *method, PyObject *self, PyObject *const *args,
                            Py_ssize_t nargs, PyObject *kwnames)
 {
-    Py_ssize_t count = nargs + (kwnames ? PyTuple_GET_SIZE(kwnames) : 0);
-    PyObject **all = PyMem_New(PyObject *, count + 1);
-    if (!all)
-        return PyErr_NoMemory();
-    all[0] = self;
-    for (Py_ssize_t index = 0; index < count; index++)
-        all[index + 1] = args[index];
-    PyObject *result = PyObject_Vectorcall(method, all, (size_t)nargs + 1, kwnames);
-    PyMem_Free(all);
+    Py_ssize_t named = kwnames ? PyTuple_Size(kwnames) : 0;
+    PyObject *plain = PyTuple_New(nargs + 1), *names = named ? PyDict_New() : NULL, *result = NULL;
+    if (!plain || (named && !names))
+        goto done;
+    PyTuple_SetItem(plain, 0, Py_NewRef(self));
+    for (Py_ssize_t index = 0; index < nargs; index++)
+        PyTuple_SetItem(plain, index + 1, Py_NewRef(args[index]));
+    for (Py_ssize_t index = 0; index < named; index++)
+        if (PyDict_SetItem(names, PyTuple_GetItem(kwnames, index), args[nargs + index]))
+            goto done;
+    result = PyObject_Call(method, plain, names);
+done:
+    Py_XDECREF(plain);
+    Py_XDECREF(names);
     return result;
 }
 
@@ -152,7 +160,7 @@ verdict_t wait_for_other(PyObject *self, core_t *core, side_t *side, uint64_t *s
         return GIVE_UP;
     if (waiting->slice < LONGEST_SLICE)
         return GO_ON; /* the family is looked after once in a second */
-    PyObject *nothing = PyObject_CallOneArg(native_bound.idle, self);
+    PyObject *nothing = PyObject_CallFunctionObjArgs(native_bound.idle, self, NULL);
     Py_XDECREF(nothing);
     return nothing ? GO_ON : FAILED;
 }

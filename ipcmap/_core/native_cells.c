@@ -7,25 +7,14 @@
  * before it enters the section.
  *
  * Who finds more warm cells than may be calls trim, which is the reference engine's. */
-#include "native_cells.h"
+#include "native_call.h"
 
 static struct {
     PyTypeObject *cell; /* reference_cells.Cell: offset, nbytes, generation, kind */
     PyObject *allocate, *free, *retag, *pass_on, *check, *trim;
 } bound;
 
-static PyObject *as_called(PyObject *method, PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames)
-{
-    Py_ssize_t count = nargs + (kwnames ? PyTuple_GET_SIZE(kwnames) : 0);
-    PyObject *all[6] = {self};
-    if (count > 5) {
-        PyErr_SetString(PyExc_TypeError, "allocator has no method with so many arguments");
-        return NULL;
-    }
-    for (Py_ssize_t index = 0; index < count; index++)
-        all[index + 1] = args[index];
-    return PyObject_Vectorcall(method, all, (size_t)nargs + 1, kwnames);
-}
+static PyTypeObject *cells_type; /* for as long as the process lives */
 
 /* A number that a word can hold; false = it is for the reference engine. */
 static bool number_of(PyObject *value, uint64_t *number)
@@ -42,10 +31,10 @@ static bool number_of(PyObject *value, uint64_t *number)
 /* The numbers of a Cell. */
 static bool cell_of(PyObject *value, uint64_t numbers[4])
 {
-    if (Py_TYPE(value) != bound.cell || PyTuple_GET_SIZE(value) != 4)
+    if (Py_TYPE(value) != bound.cell || PyTuple_Size(value) != 4)
         return false;
     for (int index = 0; index < 4; index++)
-        if (!number_of(PyTuple_GET_ITEM(value, index), &numbers[index]))
+        if (!number_of(PyTuple_GetItem(value, index), &numbers[index]))
             return false;
     return true;
 }
@@ -53,9 +42,9 @@ static bool cell_of(PyObject *value, uint64_t numbers[4])
 /* A Cell without its numbers, which set_cell puts in. */
 static PyObject *new_cell(void)
 {
-    PyObject *cell = bound.cell->tp_alloc(bound.cell, 4);
+    PyObject *cell = PyType_GenericAlloc(bound.cell, 4);
     for (int index = 0; cell && index < 4; index++)
-        PyTuple_SET_ITEM(cell, index, Py_NewRef(Py_None));
+        PyTuple_SetItem(cell, index, Py_NewRef(Py_None));
     return cell;
 }
 
@@ -65,8 +54,7 @@ static bool set_cell(PyObject *cell, const uint64_t numbers[4])
         PyObject *number = PyLong_FromUnsignedLongLong(numbers[index]);
         if (!number)
             return false;
-        Py_DECREF(PyTuple_GET_ITEM(cell, index));
-        PyTuple_SET_ITEM(cell, index, number);
+        PyTuple_SetItem(cell, index, number);
     }
     return true;
 }
@@ -74,7 +62,7 @@ static bool set_cell(PyObject *cell, const uint64_t numbers[4])
 /* Whether an object is the allocator of the arena that begins here. */
 bool native_is_of(PyObject *allocator, const void *words)
 {
-    return PyObject_TypeCheck(allocator, &native_cells_type) && ((cells_object_t *)allocator)->cells.count &&
+    return PyObject_TypeCheck(allocator, cells_type) && ((cells_object_t *)allocator)->cells.count &&
            ((cells_object_t *)allocator)->words.buf == words;
 }
 
@@ -90,7 +78,7 @@ PyObject *native_cell(const uint64_t numbers[4])
 /* Ask for this process's slot; false = an exception. */
 bool native_owner(const cells_object_t *self, uint64_t *owner)
 {
-    PyObject *slot = PyObject_CallNoArgs(self->owner);
+    PyObject *slot = PyObject_CallObject(self->owner, NULL);
     *owner = slot ? PyLong_AsUnsignedLongLong(slot) : 0;
     Py_XDECREF(slot);
     return slot && !(*owner == (uint64_t)-1 && PyErr_Occurred());
@@ -101,7 +89,7 @@ bool native_trimmed(cells_object_t *self)
 {
     if (LIKELY(!cells_excess(&self->cells)))
         return true;
-    PyObject *nothing = PyObject_CallOneArg(bound.trim, (PyObject *)self);
+    PyObject *nothing = PyObject_CallFunctionObjArgs(bound.trim, (PyObject *)self, NULL);
     Py_XDECREF(nothing);
     return nothing;
 }
@@ -198,7 +186,7 @@ static PyObject *cells_places(PyObject *self, PyObject *args)
     unsigned long long limit, keep, max_processes;
     if (!PyArg_ParseTuple(args, "OKKKOO!", &words, &limit, &keep, &max_processes, &owner, &PyTuple_Type, &classes))
         return NULL;
-    Py_ssize_t count = PyTuple_GET_SIZE(classes);
+    Py_ssize_t count = PyTuple_Size(classes);
     if (object->owner || count < 1 || count > MOST_CLASSES) {
         PyErr_SetString(PyExc_ValueError, "cells have 1 to 58 lengths, and are placed once");
         return NULL;
@@ -210,7 +198,7 @@ static PyObject *cells_places(PyObject *self, PyObject *args)
     for (Py_ssize_t index = 0; index < count; index++) {
         class_t *class = &object->cells.classes[index];
         unsigned long long figures[6];
-        if (!PyArg_ParseTuple(PyTuple_GET_ITEM(classes, index), "KKKKKK", &figures[0], &figures[1],
+        if (!PyArg_ParseTuple(PyTuple_GetItem(classes, index), "KKKKKK", &figures[0], &figures[1],
                               &figures[2], &figures[3], &figures[4], &figures[5]))
             return NULL;
         *class = (class_t){figures[0], figures[1], figures[2], figures[3], figures[4], figures[5]};
@@ -232,6 +220,7 @@ static PyObject *cells_places(PyObject *self, PyObject *args)
 
 static int cells_traverse(PyObject *self, visitproc visit, void *arg)
 {
+    Py_VISIT(Py_TYPE(self));
     Py_VISIT(((cells_object_t *)self)->owner);
     return 0;
 }
@@ -249,7 +238,9 @@ static void cells_dealloc(PyObject *self)
     cells_clear(self);
     if (((cells_object_t *)self)->words.obj)
         PyBuffer_Release(&((cells_object_t *)self)->words);
-    Py_TYPE(self)->tp_free(self);
+    PyTypeObject *type = Py_TYPE(self);
+    PyObject_GC_Del(self);
+    Py_DECREF(type);
 }
 
 #define METHOD(name)                                                                          \
@@ -262,18 +253,28 @@ static PyMethodDef methods[] = {
     {NULL, NULL, 0, NULL},
 };
 
-PyTypeObject native_cells_type = {
-    PyVarObject_HEAD_INIT(NULL, 0)
-    .tp_name = "ipcmap._core.native.Cells",
-    .tp_doc = PyDoc_STR("The methods of an allocator that are written in C."),
-    .tp_basicsize = sizeof(cells_object_t),
-    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE | Py_TPFLAGS_HAVE_GC,
-    .tp_new = PyType_GenericNew,
-    .tp_traverse = cells_traverse,
-    .tp_clear = cells_clear,
-    .tp_dealloc = cells_dealloc,
-    .tp_methods = methods,
+static PyType_Slot slots[] = {
+    {Py_tp_doc, PyDoc_STR("The methods of an allocator that are written in C.")},
+    {Py_tp_new, PyType_GenericNew},
+    {Py_tp_traverse, cells_traverse},
+    {Py_tp_clear, cells_clear},
+    {Py_tp_dealloc, cells_dealloc},
+    {Py_tp_methods, methods},
+    {0, NULL},
 };
+
+static PyType_Spec spec = {
+    .name = "ipcmap._core.native.Cells",
+    .basicsize = sizeof(cells_object_t),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_IMMUTABLETYPE,
+    .slots = slots,
+};
+
+int native_add_cells(PyObject *module)
+{
+    cells_type = (PyTypeObject *)PyType_FromSpec(&spec);
+    return cells_type ? PyModule_AddType(module, cells_type) : -1;
+}
 
 PyObject *native_bind_cells(PyObject *module, PyObject *args, PyObject *kwargs)
 {

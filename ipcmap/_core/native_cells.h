@@ -19,7 +19,7 @@ bool native_owner(const cells_object_t *, uint64_t *owner);
 bool native_trimmed(cells_object_t *);
 bool native_is_of(PyObject *allocator, const void *words);
 
-extern PyTypeObject native_cells_type;
+int native_add_cells(PyObject *module);
 PyObject *native_bind_cells(PyObject *module, PyObject *args, PyObject *kwargs);
 
 #endif

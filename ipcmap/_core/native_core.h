@@ -2,6 +2,7 @@
 #ifndef IPCMAP_NATIVE_CORE_H
 #define IPCMAP_NATIVE_CORE_H
 
+/* The stable ABI from here on (pyproject.toml defines Py_LIMITED_API): one binary for all. */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
@@ -18,7 +19,7 @@ typedef struct {
     cells_object_t *allocator; /* of the arena; NULL = not of this engine */
 } core_t;
 
-extern PyTypeObject native_core_type;
+extern PyTypeObject *native_core_type;
 extern PyMethodDef native_ring_methods[];
 
 #ifdef IPCMAP_SYNC_POINTS

@@ -58,7 +58,7 @@ PyObject *native_get(PyObject *self, PyObject *const *args, Py_ssize_t nargs, Py
                 record = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)attempt.length);
                 if (!record)
                     goto done;
-                attempt.result = (unsigned char *)PyBytes_AS_STRING(record);
+                attempt.result = (unsigned char *)PyBytes_AsString(record);
                 outcome = try_to(core, &attempt);
                 if (LIKELY(outcome == DONE))
                     goto done;
@@ -76,9 +76,8 @@ PyObject *native_get(PyObject *self, PyObject *const *args, Py_ssize_t nargs, Py
     }
     PyObject *left = timeout_left(deadline);
     if (left) {
-        PyObject *again[2] = {self, left};
         pass_on(core, waiting.slept);
-        record = PyObject_Vectorcall(native_bound.get, again, 2, NULL);
+        record = PyObject_CallFunctionObjArgs(native_bound.get, self, left, NULL);
         Py_DECREF(left);
     }
 done:
@@ -109,7 +108,7 @@ static bool prepare(const ring_t *ring, PyObject *list, Py_ssize_t most, uint64_
         PyObject *record = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)length);
         if (!record)
             return false;
-        results[attempt->count].result = (unsigned char *)PyBytes_AS_STRING(record);
+        results[attempt->count].result = (unsigned char *)PyBytes_AsString(record);
         results[attempt->count++].length = length;
         total += TAKES(length);
         int failed = PyList_Append(list, record);
@@ -138,7 +137,7 @@ static bool add_unusual(PyObject *self, const ring_t *ring, PyObject *list, Py_s
     if (ring_peek(ring, &pos, stop, &length) != UNUSUAL)
         return true;
     PyObject *more = PyObject_CallFunction(native_bound.get_many, "Oni", self, most, 0);
-    bool added = more && !PyList_SetSlice(list, PyList_GET_SIZE(list), PyList_GET_SIZE(list), more);
+    bool added = more && !PyList_SetSlice(list, PyList_Size(list), PyList_Size(list), more);
     Py_XDECREF(more);
     /* No other error may be dropped, least of all what a signal handler raised. */
     if (!added && PyErr_ExceptionMatches(native_bound.for_next_call)) {
@@ -190,7 +189,7 @@ PyObject *native_get_many(PyObject *self, PyObject *const *args, Py_ssize_t narg
             outcome = try_to(core, &attempt);
             taken += outcome == DONE ? (Py_ssize_t)attempt.done : 0;
         }
-        if (taken < PyList_GET_SIZE(list) && PyList_SetSlice(list, taken, PyList_GET_SIZE(list), NULL))
+        if (taken < PyList_Size(list) && PyList_SetSlice(list, taken, PyList_Size(list), NULL))
             goto failed;
         if (attempted && outcome == DONE && attempt.done == attempt.count && look(ring, READ_POS) < stop)
             continue;
@@ -218,9 +217,8 @@ PyObject *native_get_many(PyObject *self, PyObject *const *args, Py_ssize_t narg
     PyObject *left = timeout_left(deadline), *number = PyLong_FromSsize_t(most);
     Py_CLEAR(list);
     if (left && number) {
-        PyObject *again[3] = {self, number, left};
         pass_on(core, waiting.slept);
-        list = PyObject_Vectorcall(native_bound.get_many, again, 3, NULL);
+        list = PyObject_CallFunctionObjArgs(native_bound.get_many, self, number, left, NULL);
     }
     Py_XDECREF(left);
     Py_XDECREF(number);

@@ -18,8 +18,8 @@ PyObject *native_put(PyObject *self, PyObject *const *args, Py_ssize_t nargs, Py
         !moment_of(values[1], &deadline) || !is_good(core))
         goto reference;
     if (LIKELY(PyBytes_CheckExact(values[0]))) {
-        attempt.data = (const unsigned char *)PyBytes_AS_STRING(values[0]);
-        attempt.length = (uint64_t)PyBytes_GET_SIZE(values[0]);
+        attempt.data = (const unsigned char *)PyBytes_AsString(values[0]);
+        attempt.length = (uint64_t)PyBytes_Size(values[0]);
     } else {
         if (PyObject_GetBuffer(values[0], &view, PyBUF_C_CONTIGUOUS | PyBUF_FORMAT)) {
             /* What the reference engine explains; anything else is a signal handler's, or such. */
@@ -60,8 +60,7 @@ PyObject *native_put(PyObject *self, PyObject *const *args, Py_ssize_t nargs, Py
 rest:;
     PyObject *left = timeout_left(deadline);
     if (left) {
-        PyObject *again[3] = {self, values[0], left};
-        result = PyObject_Vectorcall(native_bound.put, again, 3, NULL);
+        result = PyObject_CallFunctionObjArgs(native_bound.put, self, values[0], left, NULL);
         Py_DECREF(left);
     }
     goto done;
@@ -109,17 +108,17 @@ PyObject *native_put_many(PyObject *self, PyObject *const *args, Py_ssize_t narg
     batch = PySequence_Tuple(values[0]); /* other threads may change a list meanwhile */
     if (!batch)
         goto done;
-    count = PyTuple_GET_SIZE(batch);
+    count = PyTuple_Size(batch);
     for (Py_ssize_t index = 0; index < count; index++) {
-        PyObject *record = PyTuple_GET_ITEM(batch, index);
-        if (!PyBytes_CheckExact(record) || (uint64_t)PyBytes_GET_SIZE(record) > core->ring.inline_limit)
+        PyObject *record = PyTuple_GetItem(batch, index);
+        if (!PyBytes_CheckExact(record) || (uint64_t)PyBytes_Size(record) > core->ring.inline_limit)
             goto reference;
     }
     while (went_in < count) {
         for (attempt.count = 0; attempt.count < CHUNK && went_in + (Py_ssize_t)attempt.count < count; attempt.count++) {
-            PyObject *record = PyTuple_GET_ITEM(batch, went_in + (Py_ssize_t)attempt.count);
-            records[attempt.count].data = (const unsigned char *)PyBytes_AS_STRING(record);
-            records[attempt.count].length = (uint64_t)PyBytes_GET_SIZE(record);
+            PyObject *record = PyTuple_GetItem(batch, went_in + (Py_ssize_t)attempt.count);
+            records[attempt.count].data = (const unsigned char *)PyBytes_AsString(record);
+            records[attempt.count].length = (uint64_t)PyBytes_Size(record);
         }
         outcome_t outcome = try_to(core, &attempt);
         if (outcome == DONE) {
@@ -141,9 +140,8 @@ PyObject *native_put_many(PyObject *self, PyObject *const *args, Py_ssize_t narg
     goto done;
 reference: {
     PyObject *left = timeout_left(deadline), *number = PyLong_FromSsize_t(went_in);
-    PyObject *rest[4] = {self, batch, number, left};
     if (left && number)
-        result = PyObject_Vectorcall(native_bound.put_rest, rest, 4, NULL);
+        result = PyObject_CallFunctionObjArgs(native_bound.put_rest, self, batch, number, left, NULL);
     Py_XDECREF(left);
     Py_XDECREF(number);
 }

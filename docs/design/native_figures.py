@@ -1,0 +1,163 @@
+"""Print the figures of note 0006, and for note 0007 those of two builds side by side.
+
+    python docs/design/native_figures.py [ROW...]
+
+Each figure is of the best of many short rounds: what others do on the machine only ever adds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+import ipcmap
+from ipcmap import Process, Ring
+
+SECONDS = 2.0  # for each figure
+RECORD = b"x" * 64
+BATCH = [RECORD] * 100
+
+
+def best(round_of: Callable[[], int]) -> float:
+    """Return the nanoseconds of one record in the best round; a round says how many it had."""
+    figures = []
+    end = time.perf_counter() + SECONDS
+    while time.perf_counter() < end or not figures:
+        begin = time.perf_counter_ns()
+        count = round_of()
+        figures.append((time.perf_counter_ns() - begin) / count)
+    return min(figures)
+
+
+def alone(record: bytes, count: int = 300) -> Iterator[str]:
+    """Put and get in one process."""
+    ring = Ring()
+    put, get, each = ring.put, ring.get, range(count)
+    puts, gets = [], []
+    end = time.perf_counter() + SECONDS
+    while time.perf_counter() < end:
+        begin = time.perf_counter_ns()
+        for _ in each:
+            put(record)
+        middle = time.perf_counter_ns()
+        for _ in each:
+            get()
+        gets.append((time.perf_counter_ns() - middle) / count)
+        puts.append((middle - begin) / count)
+    yield f"put {min(puts):.1f} ns, get {min(gets):.1f} ns"
+
+
+def pair(record: bytes) -> Iterator[str]:
+    """Put one, get one."""
+    ring = Ring()
+
+    def one_round() -> int:
+        for _ in range(300):
+            ring.put(record)
+            ring.get()
+        return 300
+
+    yield f"put and get {best(one_round):.1f} ns"
+
+
+def batches() -> Iterator[str]:
+    """Put and get a hundred."""
+    ring = Ring()
+
+    def one_round() -> int:
+        ring.put_many(BATCH)
+        return len(ring.get_many())
+
+    yield f"put and get {best(one_round):.1f} ns a record"
+
+
+def stream(producers: int, batch: bool) -> Iterator[str]:
+    """One consumer, and producers that never stop."""
+    ring = Ring()
+
+    def produce() -> None:
+        while True:
+            if batch:
+                ring.put_many(BATCH)
+            else:
+                for _ in range(1000):
+                    ring.put(RECORD)
+
+    def one_round() -> int:
+        """Take more than the ring holds, many times over."""
+        count = 0
+        while count < 500_000:
+            if batch:
+                count += len(ring.get_many())
+            else:
+                for _ in range(1000):
+                    ring.get()
+                count += 1000
+        return count
+
+    children = [Process(target=produce, daemon=True) for _ in range(producers)]
+    for child in children:
+        child.start()
+    yield f"{1e3 / best(one_round):.1f} million records a second"
+    for child in children:
+        child.kill()
+        child.join()
+
+
+def round_trip() -> Iterator[str]:
+    """There and back."""
+    there, back = Ring(), Ring()
+
+    def echo() -> None:
+        while True:
+            back.put(there.get())
+
+    def one_round() -> int:
+        for _ in range(300):
+            there.put(RECORD)
+            back.get()
+        return 300
+
+    child = Process(target=echo, daemon=True)
+    child.start()
+    yield f"{best(one_round) / 1e3:.2f} µs"
+    child.kill()
+    child.join()
+
+
+def idle() -> Iterator[str]:
+    """What a consumer uses that waits."""
+    ring = Ring()
+    begin, used = time.perf_counter(), time.process_time()
+    with contextlib.suppress(queue.Empty):
+        ring.get(5 * SECONDS)
+    spent = (time.process_time() - used) / (time.perf_counter() - begin)
+    yield f"{100 * spent:.2f} % of a CPU"
+
+
+ROWS: dict[str, Callable[[], Iterator[str]]] = {
+    "alone": lambda: alone(RECORD),
+    "pair": lambda: pair(RECORD),
+    "4 KiB": lambda: pair(bytes(4096)),
+    "batches": batches,
+    "stream": lambda: stream(1, batch=False),
+    "stream, batches": lambda: stream(1, batch=True),
+    "stream, 8 producers": lambda: stream(8, batch=False),
+    "round trip": round_trip,
+    "idle": idle,
+}
+
+
+def main() -> None:
+    """Print a line for each figure."""
+    print(f"ipcmap {ipcmap.__version__}, {ipcmap.backend} engine")
+    for name in sys.argv[1:] or ROWS:
+        for figure in ROWS[name]():
+            print(f"{name:<20} {figure}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
