@@ -37,6 +37,10 @@ class NativeRing(native.RingMethods, Ring):
             error.put = done + getattr(error, "put", 0)  # type: ignore[attr-defined]
             raise
 
+    def _call(self) -> None:
+        """Call the listeners, after a put that saw them armed."""
+        self._core.call_listeners()
+
     def _idle(self) -> None:
         """Look after the family, after a slice of waiting in which nothing came."""
         self._check()
@@ -52,5 +56,6 @@ native.bind(
     put_rest=NativeRing._put_rest,
     get_many=Ring.get_many,
     idle=NativeRing._idle,
+    call=NativeRing._call,
 )
 Ring._accelerated["native"] = NativeRing

@@ -29,6 +29,7 @@ def test_both_files_of_offsets_say_the_same() -> None:
     shared = {name for name in vars(ring_layout) if name.isupper() and not name.startswith("_")}
     assert shared - set(native.layout) == {
         "WORD_MASK", "BLOCK_HEADER", "B_RING", "B_RING_GENERATION", "B_POS", "B_NBYTES", "B_CALL",
+        "B_ARMED", "B_PID", "B_FD", "B_DEVICE", "B_INODE",
         "FIRST_LENGTH", "FIRST_NUMBER", "KIND_HALF", "NUMBER_HALF", "HALF_MASK",
     }  # fmt: skip
 

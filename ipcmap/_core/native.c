@@ -101,12 +101,13 @@ static PyTypeObject ring_methods_type = {
 
 static PyObject *bind(PyObject *module, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"handle", "slot", "put", "get", "put_many", "put_rest", "get_many", "idle", NULL};
-    PyObject *type, *slot, *methods[6];
+    static char *names[] = {"handle", "slot", "put", "get", "put_many", "put_rest", "get_many", "idle", "call", NULL};
+    PyObject *type, *slot, *methods[7];
     (void)module;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!O!OOOOOO", names, &PyType_Type, &type,
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!O!OOOOOOO", names, &PyType_Type, &type,
                                      &PyMemberDescr_Type, &slot, &methods[0], &methods[1],
-                                     &methods[2], &methods[3], &methods[4], &methods[5]))
+                                     &methods[2], &methods[3], &methods[4], &methods[5],
+                                     &methods[6]))
         return NULL;
     PyMemberDef *member = ((PyMemberDescrObject *)slot)->d_member;
     if (native_bound.type || PyDescr_TYPE(slot) != (PyTypeObject *)type || member->type != T_OBJECT_EX) {
@@ -122,6 +123,7 @@ static PyObject *bind(PyObject *module, PyObject *args, PyObject *kwargs)
         .put_rest = Py_NewRef(methods[3]),
         .get_many = Py_NewRef(methods[4]),
         .idle = Py_NewRef(methods[5]),
+        .call = Py_NewRef(methods[6]),
     };
     Py_RETURN_NONE;
 }
@@ -136,6 +138,7 @@ static int add_layout(PyObject *module)
         ENTRY(OWNER), ENTRY(PRODUCERS_SECTION), ENTRY(CONSUMERS_PARKING), ENTRY(CONSUMERS_SECTION),
         ENTRY(PRODUCERS_PARKING), ENTRY(RECORDS), ENTRY(WRITE_POS), ENTRY(ROOM_END),
         ENTRY(SEEN_READ_POS), ENTRY(CLOSED), ENTRY(PUTS), ENTRY(PRODUCERS_TAKEOVERS),
+        ENTRY(LISTENERS), ENTRY(CALLS), ENTRY(SLEEPING), ENTRY(LISTENING),
         ENTRY(CONSUMERS_SLEEPING), ENTRY(READ_POS), ENTRY(SEEN_WRITE_POS), ENTRY(ENDED),
         ENTRY(RETURNED), ENTRY(LEASE_OFFSET), ENTRY(LEASE_GENERATION),
         ENTRY(CONSUMERS_TAKEOVERS), ENTRY(PRODUCERS_SLEEPING), ENTRY(CAPACITY),

@@ -165,7 +165,7 @@ void parking_wake(sem_t *shm_parking);
 
 static inline void parking_wake_next(const ring_t *ring, const side_t *side)
 {
-    if (look(ring, side->sleepers))
+    if (look(ring, side->sleepers) & SLEEPING)
         parking_wake(side->shm_parking);
 }
 

@@ -35,4 +35,5 @@ def bind(
     put_rest: Callable[..., None],
     get_many: Callable[..., list[bytes]],
     idle: Callable[..., None],
+    call: Callable[..., None],
 ) -> None: ...

@@ -24,7 +24,7 @@ extern PyMethodDef native_ring_methods[];
 extern struct native_bound {
     PyTypeObject *type;
     Py_ssize_t core_offset;
-    PyObject *put, *get, *put_many, *put_rest, *get_many, *idle;
+    PyObject *put, *get, *put_many, *put_rest, *get_many, *idle, *call;
 } native_bound;
 
 #endif

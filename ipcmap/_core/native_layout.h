@@ -26,6 +26,8 @@ enum {
     CLOSED,
     PUTS,
     PRODUCERS_TAKEOVERS,
+    LISTENERS,
+    CALLS,
     CONSUMERS_SLEEPING = (CONSUMERS_PARKING + SLEEPERS) / 8,
     READ_POS = 32,
     SEEN_WRITE_POS,
@@ -53,6 +55,10 @@ enum { HEADER = 8 }; /* bytes before a record's own */
 #define NUMBER_ONE (UINT64_C(1) << NUMBER_SHIFT)
 #define NUMBER_MASK ((UINT64_C(1) << 30) - 1)
 #define NUMBER_BITS (NUMBER_MASK << NUMBER_SHIFT)
+
+/* The word of sleepers: their count, and above it the mark of the listeners. */
+#define SLEEPING UINT64_C(0xffffffff)
+#define LISTENING (UINT64_C(1) << 32)
 
 #define MIN_CAPACITY UINT64_C(64)
 #define MAX_CAPACITY (UINT64_C(1) << 32)

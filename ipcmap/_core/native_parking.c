@@ -110,9 +110,9 @@ static outcome_t visit(ring_t *ring, const side_t *side, uint64_t *seen, int arr
     uint64_t pos = look(ring, side->other_pos), ended = look(ring, side->other_ended);
     if (leaving || (arriving && pos == *seen && !ended)) {
         uint64_t sleepers = look(ring, side->sleepers);
-        if (arriving && sleepers < LARGEST)
+        if (arriving && (sleepers & SLEEPING) < SLEEPING)
             store(ring, side->sleepers, sleepers + 1); /* P1 announce, P2 re-check */
-        else if (leaving && sleepers)
+        else if (leaving && sleepers & SLEEPING)
             store(ring, side->sleepers, sleepers - 1); /* P4 woken */
     }
     section_leave(side->shm_other_section);

@@ -39,7 +39,8 @@ PyObject *native_put(PyObject *self, PyObject *const *args, Py_ssize_t nargs, Py
         bool waited = false;
         outcome_t outcome = try_to(core, &attempt);
         if (LIKELY(outcome == DONE)) {
-            result = Py_NewRef(Py_None);
+            if (call_listeners(self, &attempt))
+                result = Py_NewRef(Py_None);
             goto done;
         }
         if (outcome != NOTHING)
@@ -117,7 +118,10 @@ PyObject *native_put_many(PyObject *self, PyObject *const *args, Py_ssize_t narg
         outcome_t outcome = try_to(core, &attempt);
         if (outcome == DONE) {
             went_in += (Py_ssize_t)attempt.done;
-            continue;
+            if (call_listeners(self, &attempt))
+                continue;
+            note_put(went_in);
+            goto done;
         }
         if (outcome != NOTHING)
             goto reference;

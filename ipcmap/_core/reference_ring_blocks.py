@@ -114,7 +114,7 @@ class RingBlocks(RingWaiting):
         """Append the record in a block of one's own, which is addressed; outcomes as of ``put``."""
         outcome, sleepers = inside(self._producers_section, deadline, self._append_block, cell)
         if sleepers:
-            parking.wake(self._consumers_parking)  # P6 post
+            self.wake_consumers(sleepers)  # P6 post, W3 call
         return outcome
 
     def _append_block(self, cell: Cell) -> tuple[int, int]:
@@ -295,7 +295,7 @@ class RingBlocks(RingWaiting):
         """
         kept, sleepers = inside(self._consumers_section, deadline, self._judge, cell, owner, dead)
         if sleepers:
-            parking.wake(self._consumers_parking)  # P6 post
+            self.wake_consumers(sleepers)  # P6 post, W3 call
         return kept
 
     def _judge(self, cell: Cell, owner: int, dead: Callable[[], bool]) -> tuple[bool, int]:
