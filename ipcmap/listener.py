@@ -21,6 +21,7 @@ import weakref
 from collections.abc import Callable
 from functools import partial
 from types import TracebackType
+from typing import NoReturn
 
 from ipcmap._core import libc
 from ipcmap._core.reference_cells import Cell
@@ -115,11 +116,14 @@ class Listener:
 
         To be taken out of selectors and loops before.
         """
+        if self._pid != os.getpid():  # forked since: locks may be held by threads that are not here
+            self._drop()
+            return
         _remove(self)
-        with self._lock if self._pid == os.getpid() else contextlib.nullcontext():
+        with self._lock:
             self._drop()
             cell, self._cell = self._cell, None
-        if cell is not None and self._pid == os.getpid():
+        if cell is not None:
             free_quietly(self._core.allocator, cell)
 
     def __enter__(self) -> Listener:
@@ -135,8 +139,15 @@ class Listener:
 
     def __del__(self) -> None:
         if getattr(self, "_open", None):
-            warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
-            self.close()
+            try:
+                warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
+            finally:  # it may be an error
+                self.close()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            f"a listener belongs to one process: pid={self._pid}; send the ring, and listen there"
+        )
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else f"descriptor {self._epoll.fileno()}"
@@ -146,8 +157,10 @@ class Listener:
 
     def _arm(self, seen: int) -> None:
         """Be quiet until something comes after ``seen``; or stay readable, if it has."""
+        if self._pid != os.getpid():
+            return
         with self._lock:
-            if self.closed or self._cell is None:
+            if not self._open or self._cell is None:
                 return
             # The timer first: from here on it rings, whatever breaks the rest off.
             libc.timerfd_settime(self._timer, 0, _SLICE, None)

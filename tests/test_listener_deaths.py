@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import queue
 import random
-import select
 import signal
 from collections.abc import Callable
 from itertools import count
@@ -20,13 +19,13 @@ from ipcmap._core import libc
 from ipcmap._core import reference_sections as sections
 from ipcmap._core import ring_layout as at
 from ipcmap._deadline import Deadline
+from listening import PATIENCE, is_readable
 from ring_harness import Stores, die
 from rings import blocks, drained, taken
 
 pytestmark = pytest.mark.usefixtures("collected")
 
 BOTH = pytest.mark.parametrize("before", [True, False], ids=["before", "after"])
-PATIENCE = 30.0  # seconds; a slice is one
 
 
 @pytest.fixture
@@ -44,11 +43,6 @@ class Raised(Exception):
 def interrupt() -> None:
     """Raise, as a signal handler might."""
     raise Raised
-
-
-def is_readable(listener: Listener, seconds: float = 0) -> bool:
-    """Return whether a listener is readable, or becomes so in time."""
-    return bool(select.select([listener], [], [], seconds)[0])
 
 
 def until_ended(ring: Ring, listener: Listener) -> list[bytes]:
