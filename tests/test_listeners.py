@@ -171,6 +171,31 @@ def test_all_listeners_are_called(ring_type: RingType, endless_timers: None) -> 
             assert not is_readable(second)
 
 
+def test_a_producer_learns_of_each_new_listener(ring_type: RingType, endless_timers: None) -> None:
+    """It looks for them once, and again when there is another."""
+    ring = ring_type()
+    for _ in range(3):
+        with ring.listen() as listener:
+            for _ in range(2):
+                ring.put(b"x")
+                assert is_readable(listener)
+                assert drained(ring) == [b"x"]
+
+
+def test_a_listener_is_called_once_until_its_process_has_looked(
+    ring_type: RingType, endless_timers: None
+) -> None:
+    """Though others are armed and called meanwhile, each time anew."""
+    ring = ring_type()
+    with ring.listen() as idle, ring.listen() as busy:
+        for _ in range(3):
+            ring.put(b"x")
+            assert is_readable(busy)
+            assert ring.get() == b"x"
+            busy._arm(ring._core.consumed())
+        assert len(os.read(idle._pipe, 100)) == 1
+
+
 def test_listeners_of_two_rings_know_their_own(ring_type: RingType, endless_timers: None) -> None:
     """One descriptor each, and one selector for both."""
     one, other = ring_type(), ring_type()
