@@ -177,7 +177,7 @@ class RingListeners(RingBatches):
         called, call = [], words[CALLS] + 1 & WORD_MASK
         for cell in cells:
             block = self._block(cell)
-            if block[B_ARMED] == call and self.is_ours(cell):
+            if block[B_ARMED] == call:
                 target = block[B_PID], block[B_FD], block[B_DEVICE], block[B_INODE]
                 if self._place.allocator.tag(cell)[1] == Kind.LISTENER:
                     called.append(target)
