@@ -30,6 +30,7 @@ from ipcmap.errors import (
     StaleHandle,
 )
 from ipcmap.family import ExitRecord
+from ipcmap.listener import Listener
 from ipcmap.loans import Attachment, Claim, Lease
 from ipcmap.mapping import PAGE_SIZE, Mapping
 from ipcmap.process import Process
@@ -57,6 +58,7 @@ __all__ = [
     "ForeignNamespace",
     "IpcmapError",
     "Lease",
+    "Listener",
     "Lock",
     "Mapping",
     "NotInherited",

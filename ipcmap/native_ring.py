@@ -49,6 +49,10 @@ class NativeRing(native.RingMethods, Ring):
             error.put = done + getattr(error, "put", 0)  # type: ignore[attr-defined]
             raise
 
+    def _call(self) -> None:
+        """Call the listeners, after a put that saw them armed."""
+        self._core.call_listeners()
+
     def _idle(self) -> None:
         """Look after the family, after a slice of waiting in which nothing came."""
         self._check()
@@ -66,6 +70,7 @@ native.bind(
     idle=NativeRing._idle,
     free=free_quietly,
     may_spin=may_spin,
+    call=NativeRing._call,
     for_next_call=(queue.Empty, IpcmapError),
 )
 Ring._accelerated["native"] = NativeRing

@@ -17,6 +17,7 @@ from ipcmap._core.reference_sections import Reentered
 from ipcmap._deadline import Deadline
 from ipcmap.arena import Arena, default_arena, inherited_arena
 from ipcmap.errors import CorruptError, StaleHandle
+from ipcmap.listener import Listener
 from ipcmap.loans import Attachment, Claim, Lease
 from ipcmap.pages import byte_count
 from ipcmap.ring_handle import RingHandle, bytes_of
@@ -349,6 +350,52 @@ class Ring(RingHandle):
             self._core.give_back(hand)
 
         return Lease(take, free, give_back)
+
+    def listen(self) -> Listener:
+        """Return a descriptor that is readable when there may be a record, or the end.
+
+        For ``select``, ``selectors`` and ``loop.add_reader``. Then call :meth:`get`,
+        :meth:`get_many` or :meth:`lease` with ``timeout=0`` until it raises
+        ``queue.Empty``: only then is the descriptor quiet again. It may be readable in vain,
+        since another may have taken the record, and is so about once in a second.
+        While nobody listens a :meth:`put` does nothing for it.
+
+        Any number of processes and threads may listen and wait beside each other; all
+        listeners are told of a record, and each record goes to one who asks. A producer
+        reaches a listener through ``/proc``, whenever either was forked; where it may not,
+        or is killed before it has, the listener is readable within a second.
+
+        Raises:
+            OSError: No descriptor is left, or there is no ``/proc``.
+            StaleHandle: The ring was destroyed.
+
+        Example:
+            >>> import asyncio, queue
+            >>> from ipcmap import ClosedError
+            >>> ring, received = Ring(), []
+            >>> async def receive():
+            ...     loop, done = asyncio.get_running_loop(), asyncio.Event()
+            ...     def get_all():
+            ...         try:
+            ...             while True:
+            ...                 received.append(ring.get(timeout=0))
+            ...         except queue.Empty:
+            ...             pass
+            ...         except ClosedError:
+            ...             loop.remove_reader(listener)
+            ...             done.set()
+            ...     with ring.listen() as listener:
+            ...         loop.add_reader(listener, get_all)
+            ...         await done.wait()
+            >>> ring.put(b"hello")
+            >>> ring.close()
+            >>> asyncio.run(receive())
+            >>> received
+            [b'hello']
+        """
+        self._check()
+        with self._telling():
+            return Listener(self, self._core, self._key)
 
     # Facts and the end
 

@@ -23,6 +23,7 @@ from ipcmap._core.reference_ring_waiting import CLOSED, DONE, Damaged, Side, Sta
 from ipcmap._core.reference_sections import Reentered
 from ipcmap._deadline import Deadline
 from ipcmap.errors import ArenaFull, BusyError, ClosedError, CorruptError, RecordTooLarge
+from ipcmap.listener import Key, rearm
 from ipcmap.structure import Structure
 
 __all__ = ["RingHandle", "bytes_of"]
@@ -47,6 +48,10 @@ class RingHandle(Structure):
             self._core = RingProducers(place, self._address)
         self._inline = min(self._core.longest, _INLINE)
         self._try_put, self._try_get = self._core.put, self._core.get
+
+    @property
+    def _key(self) -> Key:
+        return self._arena._id, self._cell.offset, self._cell.generation
 
     # Waiting
 
@@ -117,7 +122,11 @@ class RingHandle(Structure):
                 if returned:
                     taken = returned
                     break
-                self._wait(core.consumers, taken, deadline)
+                try:
+                    self._wait(core.consumers, taken, deadline)
+                except Stalled:
+                    rearm(self._key, taken)
+                    raise
                 waited = True
             if waited:
                 core.pass_on()

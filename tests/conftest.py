@@ -15,7 +15,7 @@ from ipcmap._core import reference_monitor
 # Programs that tests start take the installed package, and not what lies in their folder.
 os.environ["PYTHONSAFEPATH"] = "1"
 
-pytest_plugins = ["pytester", "leftovers", "watchdog", "children", "families"]
+pytest_plugins = ["pytester", "leftovers", "watchdog", "children", "families", "listening"]
 
 ENGINES = dict.fromkeys(reversed(ipcmap._core.engines), sync)  # locks are one for both
 

@@ -201,6 +201,14 @@ def test_producer_consumer_adds_up_all_that_was_measured(folder: Path) -> None:
     assert finished.stdout == f"10,000 readings, total {sum(range(10_000)) / 10:,.1f}\n"
 
 
+def test_asyncio_consumer_takes_all_while_its_loop_goes_on(folder: Path) -> None:
+    """Each record once, in its producer's order, and the end is the last producer's."""
+    finished = run("asyncio_consumer.py")
+
+    assert (finished.returncode, finished.stderr) == (0, "")
+    assert finished.stdout == "10,000 records from 4 producers, while the loop went on: True\n"
+
+
 @pytest.mark.parametrize(("producers", "consumers"), [(4, 3), (1, 5), (5, 1)])
 def test_many_to_many_hands_each_number_to_one_consumer(
     folder: Path, producers: int, consumers: int

@@ -23,7 +23,7 @@ FLOORS: list[list[set[str]]] = [
         {"structure"},
     ],
     [{"sync"}],
-    [{"loans"}, {"ring_handle"}, {"ring"}, {"native_ring"}],
+    [{"loans"}, {"listener"}, {"ring_handle"}, {"ring"}, {"native_ring"}],
     [{"queues", "connection", "broadcast", "values", "table"}],
     [{"last_words"}, {"process"}, {"zygote"}, {"supervisor"}, {"executor"}, {"pool"}, {"context"}],
     [{"terminal"}, {"demo_crew"}, {"aio", "inspector", "metrics", "demo", "integrations", "bench"}],

@@ -98,6 +98,7 @@ class Kind:
     BYTES = 0  # the caller's own
     RECORD, LEASED, RETURNED = 1, 2, 3  # a record on its way through a ring
     PRODUCER, LEAVING = 4, 5  # a producer's word that it is attached to a ring
+    LISTENER = 6  # where a process wants to be told of records in a ring
     RING, LOCK, SEMAPHORE = 16, 17, 18
 
 

@@ -17,6 +17,7 @@ __all__ = [
     "WAIT_CLOCK",
     "IoVec",
     "TimeSpec",
+    "TimerSpec",
     "Unmapping",
     "madvise",
     "mincore",
@@ -29,6 +30,8 @@ __all__ = [
     "prctl",
     "process_vm_readv",
     "process_vm_writev",
+    "timerfd_create",
+    "timerfd_settime",
 ]
 
 _library = ctypes.CDLL(None, use_errno=True)
@@ -54,6 +57,12 @@ class TimeSpec(ctypes.Structure):
         """Return the moment ``seconds`` from now."""
         until = (time.monotonic() if WAIT_CLOCK else time.time()) + seconds
         return cls(int(until), int(until % 1 * 1e9))
+
+
+class TimerSpec(ctypes.Structure):
+    """``struct itimerspec``: how often a timer rings, 0 = once, and when first."""
+
+    _fields_ = (("every", TimeSpec), ("first", TimeSpec))
 
 
 def _raise_on_minus_one(result: int, function: Any, arguments: tuple[Any, ...]) -> int:
@@ -85,6 +94,16 @@ mincore = _declare("mincore", ctypes.c_int, _address, _size, ctypes.c_char_p)
 
 PR_SET_PDEATHSIG = 1
 prctl = _declare("prctl", ctypes.c_int, ctypes.c_int, *(ctypes.c_ulong,) * 4)
+
+timerfd_create = _declare("timerfd_create", ctypes.c_int, ctypes.c_int, _flags)
+timerfd_settime = _declare(
+    "timerfd_settime",
+    ctypes.c_int,
+    ctypes.c_int,
+    _flags,
+    ctypes.POINTER(TimerSpec),
+    ctypes.c_void_p,
+)
 
 _two_vectors = (ctypes.POINTER(IoVec), ctypes.c_ulong) * 2
 _copy = ("process_vm_readv", "process_vm_writev")

@@ -136,13 +136,13 @@ static Py_ssize_t find_slot(PyObject *type, PyObject *slot)
 
 static PyObject *bind(PyObject *module, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"handle", "slot", "put", "get", "put_many", "put_rest", "get_many", "idle", "free", "may_spin", "for_next_call", NULL};
-    PyObject *type, *slot, *methods[8], *errors;
+    static char *names[] = {"handle", "slot", "put", "get", "put_many", "put_rest", "get_many", "idle", "free", "may_spin", "call", "for_next_call", NULL};
+    PyObject *type, *slot, *methods[9], *errors;
     (void)module;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!OOOOOOOOOO!", names, &PyType_Type, &type, &slot,
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!OOOOOOOOOOO!", names, &PyType_Type, &type, &slot,
                                      &methods[0], &methods[1], &methods[2], &methods[3],
                                      &methods[4], &methods[5], &methods[6], &methods[7],
-                                     &PyTuple_Type, &errors))
+                                     &methods[8], &PyTuple_Type, &errors))
         return NULL;
     Py_ssize_t offset = native_bound.type ? -1 : find_slot(type, slot);
     if (offset < 0) {
@@ -161,6 +161,7 @@ static PyObject *bind(PyObject *module, PyObject *args, PyObject *kwargs)
         .idle = Py_NewRef(methods[5]),
         .free = Py_NewRef(methods[6]),
         .may_spin = Py_NewRef(methods[7]),
+        .call = Py_NewRef(methods[8]),
         .for_next_call = Py_NewRef(errors),
     };
     Py_RETURN_NONE;
@@ -181,6 +182,7 @@ static int add_layout(PyObject *module)
         ENTRY(PRODUCERS_SECTION), ENTRY(CONSUMERS_PARKING), ENTRY(CONSUMERS_SECTION),
         ENTRY(PRODUCERS_PARKING), ENTRY(RECORDS), ENTRY(WRITE_POS), ENTRY(ROOM_END),
         ENTRY(SEEN_READ_POS), ENTRY(CLOSED), ENTRY(PUTS), ENTRY(PRODUCERS_TAKEOVERS),
+        ENTRY(LISTENERS), ENTRY(CALLS), ENTRY(SLEEPING), ENTRY(LISTENING),
         ENTRY(CONSUMERS_SLEEPING), ENTRY(READ_POS), ENTRY(SEEN_WRITE_POS), ENTRY(ENDED),
         ENTRY(RETURNED), ENTRY(LEASE_OFFSET), ENTRY(LEASE_GENERATION),
         ENTRY(CONSUMERS_TAKEOVERS), ENTRY(PRODUCERS_SLEEPING), ENTRY(CAPACITY),

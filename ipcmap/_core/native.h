@@ -196,7 +196,7 @@ static inline void parking_wake_next(const ring_t *ring, const side_t *side)
 {
     uint64_t sleepers;
     STEP("P5 look", sleepers = look(ring, side->sleepers));
-    if (sleepers)
+    if (sleepers & SLEEPING)
         parking_wake(side->shm_parking);
 }
 

@@ -67,6 +67,7 @@ def bind(
     idle: Callable[..., None],
     free: Callable[..., None],
     may_spin: Callable[[], bool],
+    call: Callable[..., None],
     for_next_call: tuple[type[Exception], ...],
 ) -> None: ...
 def bind_cells(

@@ -108,7 +108,7 @@ verdict_t put_large(PyObject *self, core_t *core, const unsigned char *data, uin
     for (;;) {
         outcome_t outcome = try_to(core, &attempt);
         if (LIKELY(outcome == DONE))
-            return GO_ON;
+            return call_listeners(self, &attempt) ? GO_ON : FAILED;
         verdict_t verdict = GIVE_UP;
         if (outcome == NOTHING) {
             verdict = wait_for_other(self, core, &core->ring.producers, &attempt.seen, deadline, &waiting);

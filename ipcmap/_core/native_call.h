@@ -97,9 +97,20 @@ static inline __attribute__((always_inline)) outcome_t try_to(core_t *core, atte
             outcome = make(ring, attempt, shm_section, other);
         Py_END_ALLOW_THREADS
     }
-    if (UNLIKELY(attempt->sleepers))
+    if (UNLIKELY(attempt->sleepers & SLEEPING))
         parking_wake(other->shm_parking); /* P6 post */
     return outcome;
+}
+
+/* Call the listeners after a put, if they were armed when it was committed; false = an
+ * error, of a signal handler. */
+static inline bool call_listeners(PyObject *self, const attempt_t *attempt)
+{
+    if (LIKELY(attempt->sleepers <= SLEEPING))
+        return true;
+    PyObject *nothing = PyObject_CallFunctionObjArgs(native_bound.call, self, NULL); /* W3 call */
+    Py_XDECREF(nothing);
+    return nothing;
 }
 
 typedef enum { FAILED = -1, GIVE_UP, GO_ON } verdict_t;

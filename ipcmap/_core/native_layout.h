@@ -26,6 +26,8 @@ enum {
     CLOSED,
     PUTS,
     PRODUCERS_TAKEOVERS,
+    LISTENERS,
+    CALLS,
     CONSUMERS_SLEEPING = (CONSUMERS_PARKING + SLEEPERS) / 8,
     READ_POS = 32,
     SEEN_WRITE_POS,
@@ -76,6 +78,9 @@ enum { CLASS_HIGH_WATER, CLASS_CURSOR, CLASS_USED, CLASS_USED_NBYTES, CLASS_WARM
 /* The first words of a block that carries a record. */
 enum { B_RING, B_RING_GENERATION, B_POS, B_NBYTES, B_CALL };
 enum { BLOCK_HEADER = 64 }; /* bytes */
+/* The word of sleepers: their count, and above it the mark of the listeners. */
+#define SLEEPING UINT64_C(0xffffffff)
+#define LISTENING (UINT64_C(1) << 32)
 
 #define MIN_CAPACITY UINT64_C(64)
 #define MAX_CAPACITY (UINT64_C(1) << 32)

@@ -107,9 +107,9 @@ static outcome_t visit(ring_t *ring, const side_t *side, uint64_t *seen, int arr
     STEP("P2 re-check", pos = look(ring, side->other_pos), ended = look(ring, side->other_ended));
     if (leaving || (arriving && pos == *seen && !ended)) {
         uint64_t sleepers = look(ring, side->sleepers);
-        if (arriving && sleepers < LARGEST)
+        if (arriving && (sleepers & SLEEPING) < SLEEPING)
             STEP("P1 announce", store(ring, side->sleepers, sleepers + 1));
-        else if (leaving && sleepers)
+        else if (leaving && sleepers & SLEEPING)
             STEP("P4 woken", store(ring, side->sleepers, sleepers - 1));
     }
     section_leave(side->shm_other_section);

@@ -45,7 +45,8 @@ PyObject *native_put(PyObject *self, PyObject *const *args, Py_ssize_t nargs, Py
     for (;;) {
         outcome_t outcome = try_to(core, &attempt);
         if (LIKELY(outcome == DONE)) {
-            result = Py_NewRef(Py_None);
+            if (call_listeners(self, &attempt))
+                result = Py_NewRef(Py_None);
             goto done;
         }
         if (outcome != NOTHING)
@@ -123,7 +124,10 @@ PyObject *native_put_many(PyObject *self, PyObject *const *args, Py_ssize_t narg
         outcome_t outcome = try_to(core, &attempt);
         if (outcome == DONE) {
             went_in += (Py_ssize_t)attempt.done;
-            continue;
+            if (call_listeners(self, &attempt))
+                continue;
+            note_put(went_in);
+            goto done;
         }
         if (outcome != NOTHING)
             goto reference;

@@ -15,7 +15,8 @@ Shared fields (ring_layout has their places)
                     of the stub at write_pos
     closed          1 once the ring is closed
     takeovers       how often the section was inherited from the dead
-    consumers' sleepers   changed by consumers (reference_parking)
+    consumers' sleepers   changed by consumers (reference_parking); its upper half, and
+                    listeners: reference_ring_listeners
   in the consumers' section, changed by consumers alone:
     read_pos        end of the last record taken; its store consumes
     seen_write_pos  a write_pos of some time ago
@@ -33,6 +34,7 @@ Sync points, each at both of its ends
   R2 consume   consumer: read_pos, after the bytes were copied
                producer: reads it into seen_read_pos, in the consumers' section
   P1 to P6     parking (reference_parking)
+  W1 to W4     listeners (reference_ring_listeners)
   E1 end       room_end = 0, then closed, then ended in its section
   B, L, J      records in blocks, and leases (reference_ring_blocks)
 
@@ -165,7 +167,7 @@ class RingCore(RingBlocks):
             elif answer == EOWNERDEAD:
                 abandon(self._producers_section)
         if sleepers:
-            parking.wake(self._consumers_parking)  # P6 post
+            self.wake_consumers(sleepers)  # P6 post, W3 call
         return DONE
 
     def get(self, deadline: Deadline = _FOR_EVER, pos: int = -1) -> bytes | Cell | int:
@@ -248,8 +250,7 @@ class RingCore(RingBlocks):
 
         Broken off, by Stalled or a signal handler, it is to be called again.
         """
-        if self._inside(self._producers_section, deadline, self._close):
-            parking.wake(self._consumers_parking)
+        self.wake_consumers(self._inside(self._producers_section, deadline, self._close))
         if self._inside(self._consumers_section, deadline, self._end):
             parking.wake(self._producers_parking)
 
@@ -288,4 +289,5 @@ class RingCore(RingBlocks):
         """Return the backlog, the sleepers of both sides (producers first), and the takeovers."""
         words = self._words
         takeovers = words[at.PRODUCERS_TAKEOVERS] + words[at.CONSUMERS_TAKEOVERS]
-        return self.backlog(), words[PRODUCERS_SLEEPING], words[CONSUMERS_SLEEPING], takeovers
+        sleeping = words[CONSUMERS_SLEEPING] & at.SLEEPING
+        return self.backlog(), words[PRODUCERS_SLEEPING], sleeping, takeovers

@@ -46,7 +46,7 @@ class RingBatches(RingCore):
             self._producers_section, deadline, self._append, batch, list(map(len, batch))
         )
         if sleepers:
-            parking.wake(self._consumers_parking)  # P6 post
+            self.wake_consumers(sleepers)  # P6 post, W3 call
         return outcome, begin + done
 
     def _append(

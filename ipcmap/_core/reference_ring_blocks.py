@@ -116,7 +116,7 @@ class RingBlocks(RingWaiting):
             self._producers_section, deadline, self._append_block, cell
         )
         if sleepers:
-            parking.wake(self._consumers_parking)  # P6 post
+            self.wake_consumers(sleepers)  # P6 post, W3 call
         return outcome
 
     def _append_block(self, cell: Cell) -> tuple[int, int]:
@@ -299,7 +299,7 @@ class RingBlocks(RingWaiting):
             self._consumers_section, deadline, self._judge, cell, owner, dead
         )
         if sleepers:
-            parking.wake(self._consumers_parking)  # P6 post
+            self.wake_consumers(sleepers)  # P6 post, W3 call
         return kept
 
     def _judge(self, cell: Cell, owner: int, dead: Callable[[], bool]) -> tuple[bool, int]:

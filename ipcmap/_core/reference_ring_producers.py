@@ -23,7 +23,7 @@ from collections.abc import Callable
 
 from ipcmap._core.layout import Kind
 from ipcmap._core.reference_cells import Cell
-from ipcmap._core.reference_ring_batches import RingBatches
+from ipcmap._core.reference_ring_listeners import RingListeners
 from ipcmap._core.ring_layout import BLOCK_HEADER, CLOSED
 from ipcmap._deadline import Deadline
 
@@ -32,7 +32,7 @@ __all__ = ["PRODUCERS", "RingProducers"]
 PRODUCERS = (Kind.PRODUCER, Kind.LEAVING)
 
 
-class RingProducers(RingBatches):
+class RingProducers(RingListeners):
     """A ring that knows who promised to put something into it."""
 
     def attach(self, deadline: Deadline) -> Cell | None:

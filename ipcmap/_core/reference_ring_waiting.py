@@ -143,8 +143,19 @@ class RingWaiting:
 
     def wake_next(self, side: Side) -> None:
         """Wake one more of a side, if any sleep."""
-        if self._words[side.sleepers]:
+        if self._words[side.sleepers] & at.SLEEPING:
             parking.wake(side.parking)
+
+    def wake_consumers(self, sleepers: int) -> None:
+        """Wake a consumer, and the listeners, as their word said in the section (P5 look)."""
+        if sleepers & at.SLEEPING:
+            parking.wake(self._consumers_parking)  # P6 post
+        if sleepers > at.SLEEPING:
+            self.call_listeners()
+
+    def call_listeners(self) -> None:
+        """Make the descriptors of all armed listeners readable."""
+        raise NotImplementedError
 
     def _leave(self, side: Side, seen: int, need: int) -> int:
         """Look, and be no sleeper any more; EMPTY if the section is not to be had."""
@@ -186,8 +197,9 @@ class RingWaiting:
         words = self._words
         pos, ended = words[side.other_pos], words[side.other_ended]
         if leaving or (arriving and pos == seen and not ended):
-            sleepers = words[side.sleepers] + arriving - leaving
-            words[side.sleepers] = min(max(0, sleepers), LARGEST)
+            word = words[side.sleepers]
+            sleepers = (word & at.SLEEPING) + arriving - leaving
+            words[side.sleepers] = word & ~at.SLEEPING | min(max(0, sleepers), at.SLEEPING)
         return pos, ended
 
     def _note_records(self, pos: int) -> None:

@@ -4,6 +4,7 @@ A ring at offset 0 of its block; one line is 64 bytes, two processors' caches ap
 
       0  producers' section   a robust mutex (reference_sections)
      64  producers' words     write_pos  room_end  seen_read_pos  closed  puts  takeovers
+                             listeners  calls
     128  consumers' parking   where consumers wait for records; sleepers in the producers' section
     192  consumers' section
     256  consumers' words     read_pos  seen_write_pos  ended  returned
@@ -28,7 +29,11 @@ counts alone, so that both positions always show how many records came before.
 
 A block that has to do with a ring begins with a line of words: offset and generation of
 the ring, of a record its position and its length in bytes, and the call that has it in
-hand; its bytes follow. Words are u64 in the machine's byte order.
+hand; its bytes follow. A listener's block has no bytes, and in place of the last three words
+the call for which it is armed, and process, number, device and inode of its descriptor.
+
+The word of the consumers' sleepers counts them in its lower half. Above that stands
+LISTENING, where a listener may be armed. Words are u64 in the machine's byte order.
 """
 
 from __future__ import annotations
@@ -45,6 +50,7 @@ RECORDS = 448
 
 # Indices of u64 words.
 WRITE_POS, ROOM_END, SEEN_READ_POS, CLOSED, PUTS, PRODUCERS_TAKEOVERS = range(8, 14)
+LISTENERS, CALLS = 14, 15
 CONSUMERS_SLEEPING = (CONSUMERS_PARKING + 32) // 8
 READ_POS, SEEN_WRITE_POS, ENDED, RETURNED = range(32, 36)
 LEASE_OFFSET, LEASE_GENERATION, CONSUMERS_TAKEOVERS = range(36, 39)
@@ -72,6 +78,11 @@ WORD_MASK = 2**64 - 1
 
 MIN_CAPACITY, MAX_CAPACITY = 64, 1 << 32  # bytes; fewer than 2**30 records, as their numbers need
 
+# The word of sleepers: their count, and above it the mark of the listeners.
+SLEEPING = 2**32 - 1
+LISTENING = 1 << 32
+
 # A block that has to do with a ring.
 BLOCK_HEADER = 64  # bytes
 B_RING, B_RING_GENERATION, B_POS, B_NBYTES, B_CALL = range(5)
+B_ARMED, B_PID, B_FD, B_DEVICE, B_INODE = range(2, 7)

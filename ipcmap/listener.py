@@ -1,0 +1,237 @@
+"""A descriptor that is readable when a ring has something: for select, selectors and asyncio.
+
+The descriptor is an epoll over two others: a pipe, into which producers write, and a timer,
+which rings if they have not for a slice. Whatever becomes of anyone, either it is readable,
+or the timer is running.
+
+It is quiet only after a get of this process has found the ring empty, through whichever
+handle: each tells the listeners of the ring here (``rearm``). So a loop that waits, gets,
+and waits again when there is nothing, misses nothing and does not spin.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import threading
+import time
+import warnings
+import weakref
+from collections.abc import Callable
+from functools import partial
+from types import TracebackType
+from typing import NoReturn
+
+from ipcmap._core import libc
+from ipcmap._core.reference_cells import Cell
+from ipcmap._core.reference_ring_listeners import RingListeners
+from ipcmap._core.reference_sections import Stalled
+from ipcmap.errors import ClosedError
+from ipcmap.structure import free_quietly
+
+__all__ = ["Key", "Listener", "rearm"]
+
+Key = tuple[int, int, int]  # arena, offset and generation of a ring
+
+_SLICE = libc.TimerSpec(libc.TimeSpec(0, 0), libc.TimeSpec(1, 0))
+_ALL = 1 << 16  # bytes: as many as a pipe holds
+
+
+class Listener:
+    """Readable while a ring may have something to get: what :meth:`Ring.listen` returns.
+
+    To be waited for as a socket is, by anything that takes an object with ``fileno()``.
+    It stays readable until a ``get``, ``get_many`` or ``lease`` of this process raises
+    ``queue.Empty``, and becomes so again with the next record, with the end of the
+    ring, and at the latest after a second, whoever was killed in between. Where the ring
+    has ended it stays readable: the next ``get`` raises :class:`ClosedError`.
+
+    It belongs to the process that made it; in a child forked since, it is closed.
+
+    Example:
+        >>> import select
+        >>> from ipcmap import Ring
+        >>> ring = Ring()
+        >>> with ring.listen() as listener:
+        ...     select.select([listener], [], [], 0)[0] == []
+        ...     ring.put(b"hello")
+        ...     select.select([listener], [], [], 0)[0] == [listener]
+        ...     ring.get(timeout=0)
+        True
+        True
+        b'hello'
+    """
+
+    __slots__ = (
+        "__weakref__", "_cell", "_core", "_epoll", "_key", "_lock", "_open", "_pid", "_pipe",
+        "_ring", "_timer",
+    )  # fmt: skip
+
+    def __init__(self, ring: object, core: RingListeners, key: Key) -> None:
+        """Refused to callers: a listener comes from :meth:`Ring.listen`."""
+        self._open: list[Callable[[], object]] = []  # what closes the descriptors, the last first
+        self._pid = os.getpid()
+        # For the threads that use one listener; a handler may come back to it.
+        self._lock = threading.RLock()
+        self._ring, self._core, self._key = ring, core, key
+        self._cell: Cell | None = None
+        try:
+            self._pipe = _open_pipe()
+            self._open.append(partial(os.close, self._pipe))
+            flags = os.O_NONBLOCK | os.O_CLOEXEC
+            self._timer = libc.timerfd_create(time.CLOCK_MONOTONIC, flags)
+            self._open.append(partial(os.close, self._timer))
+            self._epoll = select.epoll(2)
+            self._open.append(self._epoll.close)
+            self._epoll.register(self._pipe, select.EPOLLIN)
+            self._epoll.register(self._timer, select.EPOLLIN)
+            self._cell = core.listen(self._pipe)
+            _add(self)
+            self._arm(core.consumed())
+        except BaseException:
+            self.close()
+            raise
+
+    def fileno(self) -> int:
+        """Return the number of the descriptor, to be waited for and nothing else.
+
+        Raises:
+            ClosedError: It was closed, or belongs to the parent of this process.
+        """
+        if not self._open or self._pid != os.getpid():
+            raise ClosedError(
+                f"listener is closed here: pid={os.getpid()}, made by pid={self._pid}; "
+                "make another (Ring.listen)"
+            )
+        return self._epoll.fileno()
+
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed, or belongs to the parent of this process."""
+        return not self._open or self._pid != os.getpid()
+
+    def close(self) -> None:
+        """Give its descriptors back; the ring stays as it is. Twice is once.
+
+        To be taken out of selectors and loops before.
+        """
+        if self._pid != os.getpid():  # forked since: locks may be held by threads that are not here
+            self._drop()
+            return
+        _remove(self)
+        with self._lock:
+            self._drop()
+            cell, self._cell = self._cell, None
+        if cell is not None:
+            free_quietly(self._core.allocator, cell)
+
+    def __enter__(self) -> Listener:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_open", None):
+            try:
+                warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
+            finally:  # it may be an error
+                self.close()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            f"a listener belongs to one process: pid={self._pid}; send the ring, and listen there"
+        )
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else f"descriptor {self._epoll.fileno()}"
+        return f"<ipcmap.Listener of pid {self._pid}: {state}>"
+
+    # Inside
+
+    def _arm(self, seen: int) -> None:
+        """Be quiet until something comes after ``seen``; or stay readable, if it has."""
+        if self._pid != os.getpid():
+            return
+        with self._lock:
+            if not self._open or self._cell is None:
+                return
+            # The timer first: from here on it rings, whatever breaks the rest off.
+            libc.timerfd_settime(self._timer, 0, _SLICE, None)
+            with contextlib.suppress(BlockingIOError):
+                os.read(self._pipe, _ALL)
+            with contextlib.suppress(Stalled, BlockingIOError):
+                if not self._core.arm(self._cell, seen):
+                    os.write(self._pipe, b"\0")
+
+    def _drop(self) -> None:
+        """Close the descriptors of this process."""
+        while self._open:
+            self._open.pop()()
+
+
+def rearm(key: Key, seen: int) -> None:
+    """Tell this process's listeners of a ring that an attempt, which went by ``seen``, found nothing."""
+    for reference in _listening.get(key, ()):
+        listener = reference()
+        if listener is not None:
+            listener._arm(seen)
+
+
+def _open_pipe() -> int:
+    """Return a pipe in one descriptor, opened as producers will open it."""
+    flags = os.O_NONBLOCK | os.O_CLOEXEC
+    reading, writing = os.pipe2(flags)
+    path = f"/proc/{os.getpid()}/fd/{reading}"
+    try:
+        return os.open(path, os.O_RDWR | flags)
+    except (FileNotFoundError, PermissionError) as error:
+        raise type(error)(
+            error.errno,
+            "producers reach a listener through /proc, where this process does not find itself; "
+            "mount /proc, or wait in Ring.get(timeout=...)",
+            path,
+        ) from None
+    finally:
+        os.close(reading)
+        os.close(writing)
+
+
+# The open listeners of this process, by ring. A tuple is replaced and never changed, so that
+# whoever goes through one needs no lock.
+_listening: dict[Key, tuple[weakref.ref[Listener], ...]] = {}
+_changing = threading.RLock()
+
+
+def _add(listener: Listener) -> None:
+    with _changing:
+        known = _listening.get(listener._key, ())
+        _listening[listener._key] = (*known, weakref.ref(listener))
+
+
+def _remove(listener: Listener) -> None:
+    with _changing:
+        known = _listening.pop(listener._key, ())
+        left = tuple(one for one in known if one() not in (listener, None))
+        if left:
+            _listening[listener._key] = left
+
+
+def _forget_all() -> None:
+    """Close the parent's listeners in a child."""
+    global _changing  # noqa: PLW0603
+    _changing = threading.RLock()  # another thread of the parent may have had it
+    for reference in [one for known in _listening.values() for one in known]:
+        listener = reference()
+        if listener is not None:
+            listener._drop()
+    _listening.clear()
+
+
+os.register_at_fork(after_in_child=_forget_all)
