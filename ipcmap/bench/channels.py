@@ -12,7 +12,7 @@ import os
 import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from multiprocessing import managers
 
 from ipcmap._core import libc
@@ -134,11 +134,16 @@ class Peer:
 # ipcmap
 
 
+@cache
+def _own_arena(pid: int) -> Arena:
+    """Return the arena of one measurement; pages that an earlier one has touched would be warm."""
+    return Arena()
+
+
 def _ring(terms: Terms, *, in_place: bool = False) -> Channel:
-    # Of an arena of its own: pages that an earlier measurement has touched would be warm.
     # A long record is in a block of the arena, and takes an entry of the ring alone.
     in_blocks = terms.nbytes > _LONGEST_INLINE
-    ring = Ring(_ENTRY * terms.backlog if in_blocks else terms.room, arena=Arena())
+    ring = Ring(_ENTRY * terms.backlog if in_blocks else terms.room, arena=_own_arena(os.getpid()))
 
     def length_of_a_lease() -> int:
         with ring.lease() as view:

@@ -32,13 +32,17 @@ _COLOURS = {
     "iceoryx2, polling": "#00a39b",
 }
 _OTHER = "#444444"
-_MARKERS = dict(zip(_COLOURS, "oDsv^<PXph*", strict=True))
+_MARKERS = dict(zip(_COLOURS, "oDsv^<H8ph>", strict=True))
 
 _PANEL = 5.4, 3.9  # inches
 _COLUMNS = 3
 _DOTS = 150  # an inch, in a .png
 
 _PERCENTILES = (("p50", "o", "median"), ("p99", "s", "99 %"), ("p999", "D", "99.9 %"))
+
+_FEW_DECADES = 30.0  # an axis that spans less has labels between 1, 10 and 100 too
+
+_SIZE = "record size"
 
 _Panel = tuple[str, Callable[[Any], None]]
 
@@ -121,7 +125,7 @@ def _panels(rows: dict[str, RowReport]) -> list[_Panel]:
                 lambda axes: _lines(axes, sizes, "records_per_second", 1, "records a second"),
             ),
             (
-                "CPU time a record, all processes, by record size",
+                "CPU time of all processes by record size",
                 lambda axes: _lines(axes, sizes, "cpu_seconds_per_record", 1e6, "CPU µs a record"),
             ),
         ]
@@ -140,14 +144,14 @@ def _panels(rows: dict[str, RowReport]) -> list[_Panel]:
         )
     for name, title in (
         ("rtt", "Round trip of 64 bytes, busy"),
-        ("rtt_idle", "Round trip of 64 bytes, after 2 ms of idleness"),
+        ("rtt_idle", "Round trip of 64 bytes, after 2 ms idle"),
     ):
         if name in rows:
             panels.append((title, lambda axes, row=rows[name]: _trips(axes, row.points[0])))  # type: ignore[misc]
     if producers:
         panels.append(
             (
-                "Cost of a 64-byte record by number of producers",
+                "Cost of 64 bytes by producers",
                 lambda axes: _lines(
                     axes, producers, "seconds_per_record", 1e6, "µs a record", "producers"
                 ),
@@ -159,8 +163,10 @@ def _panels(rows: dict[str, RowReport]) -> list[_Panel]:
         for point in rows["memory"].points:
             panels.append(
                 (
-                    f"Memory of an unused channel of {_bytes(point.x)}",
-                    lambda axes, point=point: _bars(axes, point, "nbytes", 1 / 1024, "KiB"),  # type: ignore[misc]
+                    f"Memory of an unused channel, {_bytes(point.x)}",
+                    lambda axes, point=point: _bars(
+                        axes, point, "nbytes", 1 / 1024, "KiB", log=True
+                    ),  # type: ignore[misc]
                 )
             )
     return panels
@@ -181,8 +187,15 @@ def _lines(
     figure: str,
     scale: float,
     label: str,
-    of: str = "bytes a record",
+    of: str = _SIZE,
 ) -> None:
+    if len(points) == 1:
+        at_size = f", {_bytes(points[0].x)}" if of == _SIZE else f", {points[0].x} producers"
+        axes.set_title(
+            axes.get_title(loc="left").partition(" by ")[0] + at_size, loc="left", fontweight="bold"
+        )
+        _bars(axes, points[0], figure, scale, label)
+        return
     names = dict.fromkeys(result.peer for point in points for result in point.results)
     for name in sorted(names, key=_ours_last):
         at = [(p.x, r.figures[figure] * scale) for p in points for r in p.results if r.peer == name]
@@ -190,26 +203,33 @@ def _lines(
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     ticks = [point.x for point in points]
-    if of == "bytes a record":
-        axes.set_xticks(ticks, [_bytes(x) for x in ticks])
-        axes.set_xlabel("record size")
+    if of == _SIZE:
+        axes.set_xticks(ticks, [_bytes(x) for x in ticks], fontsize=8)
     else:
         axes.set_xticks(ticks, [str(x) for x in ticks])
-        axes.set_xlabel(of)
+    axes.set_xlabel(of)
     axes.set_ylabel(label)
     _plain(axes.yaxis)
 
 
-def _bars(axes: Any, point: Point, figure: str, scale: float, label: str) -> None:
+def _bars(
+    axes: Any, point: Point, figure: str, scale: float, label: str, *, log: bool = False
+) -> None:
     """One bar for each peer, the best on top, with its value beside it."""
     results = point.results[::-1]
     values = [result.figures[figure] * scale for result in results]
     colours = [_COLOURS.get(result.peer, _OTHER) for result in results]
     bars = axes.barh(range(len(results)), values, color=colours, height=0.65)
-    axes.bar_label(
-        bars, [f"{value:,.3g}" if value < 1000 else f"{value:,.0f}" for value in values], padding=4
-    )
-    axes.set_xlim(0, 1.2 * max(values, default=0) or 1)
+    texts = [f"{value:,.3g}" if value < 1000 else f"{value:,.0f}" for value in values]
+    axes.bar_label(bars, texts, padding=4)
+    longest = max(values, default=0) or 1.0
+    if log:
+        axes.set_xscale("log")
+        axes.set_xlim(min([v for v in values if v > 0], default=1) / 3, 5 * longest)
+    else:
+        axes.set_xlim(0, 1.25 * longest)
+        axes.xaxis.set_major_locator(import_module("matplotlib.ticker").MaxNLocator(5))
+    _plain(axes.xaxis)
     axes.set_xlabel(label)
     _peers_at_the_side(axes, results)
 
@@ -247,9 +267,16 @@ def _peers_at_the_side(axes: Any, results: list[Result]) -> None:
 
 
 def _plain(axis: Any) -> None:
-    """Write numbers as people do, 10 and 1,000 in place of powers."""
+    """Write numbers as people do, 10 and 1k in place of powers, and not too many of them."""
     ticker = import_module("matplotlib.ticker")
+    low, high = sorted(axis.get_view_interval())
+    few = low > 0 and high / low < _FEW_DECADES
     axis.set_major_formatter(ticker.FuncFormatter(lambda value, _: _number(value)))
+    axis.set_minor_formatter(
+        ticker.FuncFormatter(lambda value, _: _number(value) if f"{value:e}"[0] in "25" else "")
+        if few
+        else ticker.NullFormatter()
+    )
 
 
 def _number(value: float) -> str:

@@ -24,7 +24,7 @@ FULL = Effort(
     wake_ups=400,
     idle_seconds=3.0,
     consumers=100,
-    channels=16,
+    channels=64,
     deadline=60.0,
 )
 QUICK = Effort(
@@ -34,7 +34,7 @@ QUICK = Effort(
     wake_ups=60,
     idle_seconds=0.5,
     consumers=20,
-    channels=4,
+    channels=16,
     deadline=30.0,
 )
 

@@ -1,9 +1,9 @@
 """Records from one or more producers to a consumer, as fast as they go.
 
 Before and after what is timed, numbered records are sent and looked at one by one: each
-must come once, whole, and in the order of its producer. A record that got lost or came
-twice in between would displace those after it. Of the timed records the number counts,
-and the last is looked at.
+must come once, whole, and in the order of its producer. One that came twice in between
+displaces those after it; one that got lost leaves the consumer waiting until the
+deadline. Of the timed records the number counts, and the last is looked at.
 
 The consumer gives the producers an order for each of these parts, so that the clock
 starts when all are open and warm.
