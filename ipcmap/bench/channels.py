@@ -113,22 +113,34 @@ class Peer:
 
     Attributes:
         name: What results show.
-        open: Makes a channel.
+        make: Makes a channel.
         module: What must be importable; empty = the standard library, or ipcmap.
         install: What pip is asked for where it is not.
         can: What it is able to do.
         shortest: Bytes of a record from which on it takes part.
         longest: Bytes of the longest record that it takes.
+        ours: Whether it is ipcmap.
     """
 
     name: str
-    open: Callable[[Terms], Channel]
+    make: Callable[[Terms], Channel]
     module: str = ""
     install: str = ""
     can: Can = Can.ALL & ~Can.BATCHES
     shortest: int = 0
     longest: int = 1 << 40
     ours: bool = False
+
+    def open(self, terms: Terms) -> Channel:
+        """Make a channel.
+
+        Raises:
+            Unfit: The machine has no room for it, or does not allow it.
+        """
+        try:
+            return self.make(terms)
+        except OSError as error:
+            raise Unfit(f"cannot be opened on this machine: {error}") from error
 
 
 # ipcmap

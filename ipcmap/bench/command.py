@@ -77,7 +77,11 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(report.as_dict(), indent=2))
     if options.plot:
-        plot.draw(report, options.plot)
+        try:
+            plot.draw(report, options.plot)
+        except ImportError as error:
+            print(f"ipcmap bench: matplotlib cannot be imported: {error}", file=sys.stderr)
+            return WRONG
     return GOOD if report.correct else WRONG
 
 
