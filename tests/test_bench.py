@@ -234,6 +234,11 @@ def spoilt(terms):
 runner.STANDARD = (*runner.STANDARD[:1], channels.Peer("spoilt", spoilt))
 """
 
+LEAVE_A_NAME = (
+    "open('/dev/shm/ipcmap_bench_' + os.path.basename(terms.folder) "
+    f"+ '_{os.getpid()}', 'w').close()"
+)
+
 
 @pytest.mark.parametrize(
     ("spoil", "kind", "reason"),
@@ -316,6 +321,20 @@ def test_ctrl_c_ends_it_with_one_line_and_leaves_nothing(scratch: Path) -> None:
     assert list(scratch.iterdir()) == []
 
 
+def test_sigterm_ends_it_and_leaves_nothing(scratch: Path) -> None:
+    """A time limit that somebody else sets is kept as tidily; the exit code names the signal."""
+    change = BAD_PEER.format(
+        spoil=f"{LEAVE_A_NAME}; os.kill(parent, signal.SIGTERM); time.sleep(3600)"
+    )
+
+    result = bench("bytes64", "--quick", "--json", change=change)
+
+    assert (result.returncode, result.stdout) == (128 + signal.SIGTERM, "")
+    assert "Traceback" not in result.stderr
+    assert list(scratch.iterdir()) == []
+    assert glob(f"/dev/shm/*_{os.getpid()}") == []
+
+
 def test_everybody_dies_with_a_killed_benchmark() -> None:
     """The measuring process, its producers, and a manager's server."""
     change = (
@@ -366,10 +385,8 @@ def test_the_plot_is_written(tmp_path: Path, suffix: str, begins: bytes) -> None
 
 def test_nothing_is_left_in_shared_memory() -> None:
     """A peer that leaves files there is cleaned up after."""
-    change = BAD_PEER.format(
-        spoil="open(f'/dev/shm/ipcmap_bench_{os.path.basename(terms.folder)}_x', 'w').close()"
-    )
+    change = BAD_PEER.format(spoil=LEAVE_A_NAME)
     report = measured("bytes64", "--quick", change=change)
 
     assert report["rows"][0]["failures"] == []
-    assert glob("/dev/shm/ipcmap_bench_*") == []
+    assert glob(f"/dev/shm/*_{os.getpid()}") == []

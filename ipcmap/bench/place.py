@@ -203,6 +203,7 @@ def _measure(
     try:
         # Ctrl-C is the benchmark's to handle; what it interrupts here would complain.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         file = os.open(noise, os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_APPEND, 0o600)
         os.dup2(file, 1)
         os.dup2(file, 2)

@@ -204,10 +204,12 @@ def _lines(
     axes.set_yscale("log")
     ticks = [point.x for point in points]
     if of == _SIZE:
-        axes.set_xticks(ticks, [_bytes(x) for x in ticks], fontsize=8)
+        axes.set_xticks(
+            ticks, [_bytes(x).removesuffix("iB").removesuffix(" B").replace(" ", "") for x in ticks]
+        )
     else:
         axes.set_xticks(ticks, [str(x) for x in ticks])
-    axes.set_xlabel(of)
+    axes.set_xlabel("bytes a record" if of == _SIZE else of)
     axes.set_ylabel(label)
     _plain(axes.yaxis)
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 import glob
 import os
 import platform
+import signal
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +20,7 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from importlib import metadata, util
 from pathlib import Path
+from types import FrameType
 
 from ipcmap._core import backend
 from ipcmap.bench.channels import STANDARD, Peer
@@ -159,14 +162,25 @@ def start_report(peers: Sequence[Peer], missing: list[Missing], *, quick: bool) 
 
 @contextmanager
 def scratch() -> Iterator[Path]:
-    """Give a folder for what peers leave in files; remove it, and what they leave in /dev/shm."""
-    with tempfile.TemporaryDirectory(prefix="ipcmap-bench-") as folder:
-        try:
-            yield Path(folder)
-        finally:
-            name = glob.escape(os.path.basename(folder))
-            for left in glob.glob(f"/dev/shm/{SHM_PREFIX}{name}_*"):
-                os.unlink(left)
+    """Give a folder for what peers leave in files; remove it, and what they leave in /dev/shm.
+
+    In the block SIGTERM raises SystemExit, so that it removes them too.
+    """
+    before = signal.signal(signal.SIGTERM, _exit)
+    try:
+        with tempfile.TemporaryDirectory(prefix="ipcmap-bench-") as folder:
+            try:
+                yield Path(folder)
+            finally:
+                name = glob.escape(os.path.basename(folder))
+                for left in glob.glob(f"/dev/shm/{SHM_PREFIX}{name}_*"):
+                    os.unlink(left)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _exit(number: int, frame: FrameType | None) -> None:
+    sys.exit(128 + number)
 
 
 def run_row(
