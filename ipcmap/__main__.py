@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ipcmap import __version__, backend, demo
+from ipcmap.bench import command as bench
 from ipcmap.errors import IpcmapError
 from ipcmap.terminal import Progress, print_table
 
@@ -27,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     options = parser.parse_args(arguments)
     try:
-        return _demo(options)
+        return int(options.run(options))
     except KeyboardInterrupt:
         print("ipcmap: interrupted", file=sys.stderr)
         return INTERRUPTED
@@ -70,6 +71,15 @@ def _parser() -> argparse.ArgumentParser:
         help="kill one of the workers at half-way, to show that nothing is lost (default: yes)",
     )
     command.add_argument("--json", action="store_true", help="print the result as JSON")
+    command.set_defaults(run=_demo)
+    command = commands.add_parser(
+        "bench",
+        help="compare with whichever peers are installed",
+        description="ipcmap and whichever peers are installed do the same work in turn, in one run; "
+        "what they receive is checked. Medians, and ratios to the best peer.",
+    )
+    bench.add_arguments(command)
+    command.set_defaults(run=bench.run)
     return parser
 
 

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from ipcmap.bench.rows import ROWS
+
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 WATCHDOG = 50  # seconds; ends a page that hangs, so that the test can say which
@@ -100,15 +102,25 @@ def test_examples_and_links_of_a_page_exist(page: Path) -> None:
 
 
 def test_page_of_the_command_line_names_the_options_that_exist() -> None:
-    """Its options are those of the program's own help, no more and no fewer."""
-    shown = subprocess.run(
-        [sys.executable, "-m", "ipcmap", "demo", "--help"],
-        capture_output=True,
-        text=True,
-        timeout=WATCHDOG,
-        check=True,
-    )
+    """Its options are those of the program's own help, no more and no fewer; rows likewise."""
+    shown = {
+        command: subprocess.run(
+            [sys.executable, "-m", "ipcmap", command, "--help"],
+            capture_output=True,
+            text=True,
+            timeout=WATCHDOG,
+            check=True,
+        ).stdout
+        for command in ("demo", "bench")
+    }
     page = (DOCS / "reference" / "command-line.md").read_text()
     options = re.compile(r"--[a-z]+")
+    table = page.partition("| Row | What is compared |")[2].partition("\n\n")[0]
+    described = [
+        row
+        for line in table.splitlines()
+        for row in re.findall(r"`(\w+)`", line[: line.find(" | ")])
+    ]
 
-    assert {*options.findall(shown.stdout)} == {*options.findall(page)} - {"--version"}
+    assert {*options.findall("".join(shown.values()))} == {*options.findall(page)} - {"--version"}
+    assert described == [*ROWS]
