@@ -26,6 +26,7 @@ from ipcmap.errors import (
     ForeignNamespace,
     IpcmapError,
     NotInherited,
+    NotOwned,
     RecordTooLarge,
     StaleHandle,
 )
@@ -34,7 +35,7 @@ from ipcmap.loans import Attachment, Claim, Lease
 from ipcmap.mapping import PAGE_SIZE, Mapping
 from ipcmap.process import Process
 from ipcmap.ring import Ring, RingStatistics
-from ipcmap.sync import Lock, Semaphore
+from ipcmap.sync import BoundedSemaphore, Lock, RLock, Semaphore
 
 if "native" in engines:
     import ipcmap.native_ring  # noqa: F401  # what Ring makes in an arena of that engine
@@ -46,6 +47,7 @@ __all__ = [
     "ArenaStatistics",
     "Attachment",
     "Block",
+    "BoundedSemaphore",
     "BrokenError",
     "BusyError",
     "Claim",
@@ -60,7 +62,9 @@ __all__ = [
     "Lock",
     "Mapping",
     "NotInherited",
+    "NotOwned",
     "Process",
+    "RLock",
     "RecordTooLarge",
     "Ring",
     "RingStatistics",

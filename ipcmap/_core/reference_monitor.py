@@ -63,6 +63,7 @@ from ipcmap._core.slot_layout import EXITED, LEFT
 from ipcmap._deadline import Deadline
 
 __all__ = [
+    "DONE",
     "FIRST_SLICE",
     "LONGEST_SLICE",
     "REFUSED",
