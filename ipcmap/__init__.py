@@ -35,7 +35,17 @@ from ipcmap.loans import Attachment, Claim, Lease
 from ipcmap.mapping import PAGE_SIZE, Mapping
 from ipcmap.process import Process
 from ipcmap.ring import Ring, RingStatistics
-from ipcmap.sync import BoundedSemaphore, Lock, RLock, Semaphore
+from ipcmap.sync import (
+    Barrier,
+    BoundedSemaphore,
+    BrokenBarrierError,
+    Condition,
+    Event,
+    Lock,
+    RLock,
+    RWLock,
+    Semaphore,
+)
 
 if "native" in engines:
     import ipcmap.native_ring  # noqa: F401  # what Ring makes in an arena of that engine
@@ -46,14 +56,18 @@ __all__ = [
     "ArenaFull",
     "ArenaStatistics",
     "Attachment",
+    "Barrier",
     "Block",
     "BoundedSemaphore",
+    "BrokenBarrierError",
     "BrokenError",
     "BusyError",
     "Claim",
     "ClassStatistics",
     "ClosedError",
+    "Condition",
     "CorruptError",
+    "Event",
     "ExitRecord",
     "FamilyFull",
     "ForeignNamespace",
@@ -65,6 +79,7 @@ __all__ = [
     "NotOwned",
     "Process",
     "RLock",
+    "RWLock",
     "RecordTooLarge",
     "Ring",
     "RingStatistics",

@@ -49,6 +49,7 @@ class Guard(Structure):
             self._core = self._core_type(self._memory, self._address, family)
         except Damaged as error:
             raise self._damaged(error) from None
+        self._core.name = f"{type(self).__name__} at offset {self._cell.offset}"
 
     def acquire(self, block: bool = True, timeout: float | None = None) -> bool:
         """Take it, waiting until it is there.

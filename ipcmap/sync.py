@@ -7,7 +7,21 @@ A file for each noun; this one has all the names.
 
 from __future__ import annotations
 
+from ipcmap.barrier import Barrier, BrokenBarrierError
+from ipcmap.condition import Condition
+from ipcmap.event import Event
 from ipcmap.locks import Lock, RLock
+from ipcmap.rwlock import RWLock
 from ipcmap.semaphores import BoundedSemaphore, Semaphore
 
-__all__ = ["BoundedSemaphore", "Lock", "RLock", "Semaphore"]
+__all__ = [
+    "Barrier",
+    "BoundedSemaphore",
+    "BrokenBarrierError",
+    "Condition",
+    "Event",
+    "Lock",
+    "RLock",
+    "RWLock",
+    "Semaphore",
+]

@@ -23,7 +23,7 @@ FLOORS: list[list[set[str]]] = [
         {"structure"},
     ],
     [
-        {"guards"},
+        {"guards", "rooms"},
         {"locks", "semaphores", "event", "barrier", "rwlock"},
         {"condition"},
         {"sync"},

@@ -33,6 +33,7 @@ from time import monotonic_ns
 
 from ipcmap._core import monitor_layout as at
 from ipcmap._core.reference_monitor import DONE, REFUSED, Damaged, Monitor, Note
+from ipcmap._core.stall_log import Holding
 
 __all__ = ["LockCore", "RLockCore"]
 
@@ -81,6 +82,12 @@ class LockCore(Monitor):
         """Return who has it and which thread of his, (0, 0) = nobody; stale at once."""
         holder: int = self._words[at.HOLDER]
         return (holder, self._words[at.THREAD]) if holder else (0, 0)
+
+    def holdings(self) -> list[Holding]:
+        """Return who has it, and since when."""
+        words = self._words
+        holder = words[at.HOLDER]
+        return [Holding(holder & ~at.KEPT, words[at.THREAD], words[at.SINCE])] if holder else []
 
     def levels(self, *, any_thread: bool = False) -> int:
         """Return how often this thread has it, or any thread of this process."""

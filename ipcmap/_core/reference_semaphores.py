@@ -52,6 +52,7 @@ from __future__ import annotations
 
 from ipcmap._core import monitor_layout as at
 from ipcmap._core.reference_monitor import REFUSED, Damaged, Holders, Monitor, Note, initialise
+from ipcmap._core.stall_log import Holding
 
 __all__ = ["SemaphoreCore", "make"]
 
@@ -191,6 +192,13 @@ class SemaphoreCore(Monitor):
         if taken + words[at.VALUE] != self._initial:
             raise Damaged(f"first value={self._initial}, taken={taken}, value={words[at.VALUE]}")
         return [holder for holder, count in zip(who, counts, strict=True) if count]
+
+    def holdings(self) -> list[Holding]:
+        """Return who has tokens; nobody where these travel."""
+        if self._words[at.TRAVELS]:
+            return []
+        who, counts = self._ledger()
+        return [Holding(holder, 0, 0) for holder, count in zip(who, counts, strict=True) if count]
 
     def _settle(self, holder: int, keep: bool) -> bool:
         words = self._words
