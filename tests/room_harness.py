@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import ipcmap
 from ipcmap._core import reference_rooms
+from ipcmap._core import room_layout as at
 from ring_harness import Trap
 
 InRoom = ipcmap.Condition | ipcmap.Event | ipcmap.Barrier | ipcmap.RWLock
@@ -46,3 +47,15 @@ def in_a_thread(call: Callable[[], object]) -> object:
     thread.start()
     thread.join()
     return came[0]
+
+
+def last_ticket(room: InRoom) -> int:
+    """Return what changes whenever somebody comes."""
+    return int(room._core._words[at.LAST])
+
+
+def wait_for_arrival(room: InRoom, before: int) -> None:
+    """Wait until somebody has come since ``last_ticket`` was this."""
+    while last_ticket(room) == before:
+        os.sched_yield()
+    room._core.sweep(0)  # enters the section: who came has left it

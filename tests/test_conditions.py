@@ -16,21 +16,27 @@ from ipcmap import Arena, Condition, FamilyFull, Lock, Mapping, NotOwned, RLock,
 from ipcmap._core import reference_parking as parking
 from monitor_harness import Raised, stop
 from ring_harness import die
-from room_harness import in_a_thread, members, set_trap, wait_for_members
+from room_harness import (
+    in_a_thread,
+    last_ticket,
+    members,
+    set_trap,
+    wait_for_arrival,
+)
 
 pytestmark = pytest.mark.usefixtures("engine")
 
 
 def waiter(fork: Fork, condition: Condition) -> Child:
     """Return a child that waits, and exits with 0 once it was notified."""
-    before = len(members(condition))
+    before = last_ticket(condition)
 
     def wait() -> None:
         with condition:
             assert condition.wait()
 
     child = fork(wait)
-    wait_for_members(condition, before + 1)
+    wait_for_arrival(condition, before)
     with condition:  # it has given the lock back
         return child
 

@@ -6,8 +6,6 @@ import multiprocessing
 import os
 import pickle
 import signal
-import threading
-from collections.abc import Callable
 
 import pytest
 
@@ -16,24 +14,9 @@ from ipcmap import Arena, CorruptError, NotOwned, RLock, Semaphore
 from ipcmap._core import monitor_layout as at
 from monitor_harness import Raised, set_trap, sleepers, wait_for_sleepers, wait_until_dead
 from ring_harness import die
+from room_harness import in_a_thread
 
 pytestmark = pytest.mark.usefixtures("engine")
-
-
-def in_a_thread(call: Callable[[], object]) -> object:
-    """Return what a call comes to in another thread, an exception too."""
-    came: list[object] = []
-
-    def run() -> None:
-        try:
-            came.append(call())
-        except Exception as error:
-            came.append(error)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    thread.join()
-    return came[0]
 
 
 def test_its_thread_takes_it_as_often_as_it_likes(arena: Arena, fork: Fork) -> None:
