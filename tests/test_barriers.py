@@ -175,6 +175,20 @@ def test_it_breaks_when_one_that_has_come_is_killed(
     assert [child.wait() for child in children] == [0, 1]
 
 
+def test_a_dead_one_does_not_complete_a_round(arena: Arena, fork: Fork) -> None:
+    """Who comes last looks at those who came before; a kill a moment ago breaks it."""
+    for action in (None, str):
+        barrier = Barrier(3, action, arena=arena)
+        victim, survivor = comer(fork, barrier), comer(fork, barrier)
+        stop(survivor, signal.SIGSTOP)
+        victim.kill()
+
+        with pytest.raises(BrokenBarrierError):
+            barrier.wait()
+        os.kill(survivor.pid, signal.SIGCONT)
+        assert survivor.wait() == BROKEN
+
+
 def test_a_stopped_one_that_was_let_go_holds_up_no_later_round(arena: Arena, fork: Fork) -> None:
     """Nor does its death break one."""
     barrier = Barrier(2, arena=arena)

@@ -6,7 +6,7 @@ Shared fields (places: room_layout.py; the others: reference_rooms.py)
   acting    ticket of who runs the       who completes a round    section; over as soon as
             action of the round                                   passed has reached it
 
-A round is those who wait. Who completes it lets them go by R3, one store for all. With
+A round is those who wait, and live: who is about to complete it looks at each first. Who completes it lets them go by R3, one store for all. With
 an action to run it comes in first, as a member, and stores ``acting``; who comes now is
 too LATE for this round, waits for its end, and comes again.
 
@@ -32,12 +32,12 @@ from collections.abc import Callable
 from ipcmap._core import room_layout as at
 from ipcmap._core.reference_monitor import Damaged
 from ipcmap._core.reference_rooms import CELL, FULL, THROUGH, Member, Note, Room
-from ipcmap._core.reference_sections import inside
+from ipcmap._core.reference_sections import Stalled, inside
 from ipcmap._deadline import Deadline
 
 __all__ = ["BarrierCore"]
 
-BROKEN, LATE, AGAIN = 2, 3, 4
+BROKEN, LATE, AGAIN, UNSEEN = 2, 3, 4, 5
 INDEX, LAST = 1, 2  # in a note: how many were here before; whether it completes the round
 _FOREVER = Deadline(None)
 
@@ -47,6 +47,7 @@ class BarrierCore(Room):
 
     def wait(self, deadline: Deadline, action: Callable[[], object] | None) -> int | None:
         """Come, and wait for the others; return how many were here before, ``None`` = broken."""
+        alive: set[int] = set()  # tickets of those that were looked at
         while True:
             note: Note = [0, 0, 0]
 
@@ -56,16 +57,29 @@ class BarrierCore(Room):
                     self._wake(inside(self._section, _FOREVER, self._finish, note[CELL]))
                 return self._verdict(note[CELL])
 
-            verdict = self.attend(deadline, note, self._arrive, action is not None, then=act)
+            acts = action is not None
+            verdict = self.attend(deadline, note, self._arrive, acts, alive, then=act)
             self._wake(note[LAST + 1 :])
             if verdict == THROUGH:
                 return note[INDEX]
+            if verdict == UNSEEN:
+                verdict = self._look_at_all(alive, deadline)
             if not verdict:
                 self._words[at.BROKEN] = 1  # B2 break: the section was not to be had in time
             if verdict != AGAIN:
                 return None
 
-    def _arrive(self, me: int, note: Note, acts: bool) -> int:
+    def _look_at_all(self, alive: set[int], deadline: Deadline) -> int:
+        """Bury the dead of the round, and note who is not; 0 = not before the deadline."""
+        try:
+            here = inside(self._section, deadline, self._waiting)
+            self.bury_dead(self._family.known_holder(), {m.who for m in here}, deadline)
+        except Stalled:
+            return 0
+        alive.update(member.ticket for member in here)
+        return AGAIN
+
+    def _arrive(self, me: int, note: Note, acts: bool, alive: set[int]) -> int:
         """Go on with all, or be one who waits; ``acts`` = there is an action."""
         words = self._words
         if words[at.BROKEN]:  # B2 break
@@ -74,6 +88,8 @@ class BarrierCore(Room):
             return 0 if self._come(me, note, LATE) else FULL
         waiting = self._waiting()
         last = len(waiting) + 1 >= self.parties
+        if last and not alive.issuperset(member.ticket for member in waiting):
+            return UNSEEN
         note[1:] = [len(waiting), last]
         if last and not acts:
             note += self._pass_all()

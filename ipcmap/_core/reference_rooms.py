@@ -157,7 +157,7 @@ class Room:
         try:
             verdict = inside(self._section, deadline, come, me, note, *arguments)
             if verdict == FULL:
-                self.sweep(me, everyone=True)
+                self.sweep(me, everyone=True, deadline=deadline)
                 verdict = inside(self._section, deadline, come, me, note, *arguments)
                 if verdict == FULL:
                     raise Full
@@ -287,13 +287,13 @@ class Room:
     def sweep(self, me: int, *, everyone: bool = False, deadline: Deadline = _FOREVER) -> None:
         """Bury the dead on whom the others depend, or ``everyone``; once in a while, for all."""
         members = inside(self._section, deadline, self._to_look_at, everyone)
-        self.bury_dead(me, {member.who for member in members})
+        self.bury_dead(me, {member.who for member in members}, deadline)
 
-    def bury_dead(self, me: int, whos: set[int]) -> bool:
+    def bury_dead(self, me: int, whos: set[int], deadline: Deadline = _FOREVER) -> bool:
         """Bury those of these processes that are dead; return whether there were any."""
         dead = {who for who in whos - {me} if self._family.cause_of_death(who) is not None}
         if dead:
-            self._wake(inside(self._section, _FOREVER, self._bury_all, dead))
+            self._wake(inside(self._section, deadline, self._bury_all, dead))
         return bool(dead)
 
     def _bury_all(self, dead: set[int]) -> list[int]:

@@ -21,13 +21,14 @@ has an owner, and nobody else could ever give it back.
 
 from __future__ import annotations
 
+import contextlib
 from threading import get_native_id
 from time import monotonic_ns
 
 from ipcmap._core import room_layout as at
 from ipcmap._core.reference_monitor import Damaged
 from ipcmap._core.reference_rooms import CELL, FULL, Member, Note, Room
-from ipcmap._core.reference_sections import Reentered, inside
+from ipcmap._core.reference_sections import Reentered, Stalled, inside
 from ipcmap._core.stall_log import Holding
 from ipcmap._deadline import Deadline
 
@@ -36,6 +37,7 @@ __all__ = ["READ", "WRITE", "HasIt", "RWLockCore"]
 READ, WRITE, HELD, ONE = 1, 2, 4, 8
 _DEEPER = 1  # in a note: the cell in which this call has raised the count
 _FOREVER = Deadline(None)
+_AT_ONCE = Deadline(0)
 
 
 class HasIt(Exception):
@@ -91,8 +93,9 @@ class RWLockCore(Room):
         return member.verdict // ONE if member and member.verdict & mode else 0
 
     def settle(self) -> None:
-        """Forget the dead who have it."""
-        self.sweep(self._family.known_holder(), everyone=True)
+        """Forget the dead who have it; nobody where the section is not to be had."""
+        with contextlib.suppress(Stalled):
+            self.sweep(self._family.known_holder(), everyone=True, deadline=_AT_ONCE)
 
     def _arrive(self, me: int, note: Note, mode: int) -> int:
         own = self._own(me)
