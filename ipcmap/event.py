@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from ipcmap._core.layout import Kind
 from ipcmap._core.reference_events import EventCore
+from ipcmap._core.reference_monitor import Damaged
 from ipcmap._deadline import Deadline
 from ipcmap.arena import Arena
 from ipcmap.rooms import InRoom
@@ -62,8 +63,10 @@ class Event(InRoom):
             StaleHandle: It was destroyed.
         """
         self._check()
-        with self._errors():
+        try:  # asked often: a context manager would cost more than the answer
             return self._core.is_set()
+        except Damaged as error:
+            raise self._damaged(error) from None
 
     def set(self) -> None:
         """Set it: all who wait go on, though it is cleared at once.

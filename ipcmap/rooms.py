@@ -61,13 +61,16 @@ class InRoom(Structure):
                 f"offset={self._cell.offset}, pid={os.getpid()}; return from the handler first"
             ) from None
         except Damaged as error:
-            raise CorruptError(
-                f"{type(self).__name__} was overwritten: {error}, offset={self._cell.offset}; "
-                "make another, and look for a write beyond the end of a view"
-            ) from None
+            raise self._damaged(error) from None
         except Full:
             raise FamilyFull(
                 f"as many threads wait as there is room for: max_waiters={self._core.entries}, "
                 f"{type(self).__name__} at offset {self._cell.offset}; "
                 "make it with a larger max_waiters"
             ) from None
+
+    def _damaged(self, error: Damaged) -> CorruptError:
+        return CorruptError(
+            f"{type(self).__name__} was overwritten: {error}, offset={self._cell.offset}; "
+            "make another, and look for a write beyond the end of a view"
+        )
