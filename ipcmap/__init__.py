@@ -26,6 +26,7 @@ from ipcmap.errors import (
     ForeignNamespace,
     IpcmapError,
     NotInherited,
+    NotOwned,
     RecordTooLarge,
     StaleHandle,
 )
@@ -35,7 +36,17 @@ from ipcmap.loans import Attachment, Claim, Lease
 from ipcmap.mapping import PAGE_SIZE, Mapping
 from ipcmap.process import Process
 from ipcmap.ring import Ring, RingStatistics
-from ipcmap.sync import Lock, Semaphore
+from ipcmap.sync import (
+    Barrier,
+    BoundedSemaphore,
+    BrokenBarrierError,
+    Condition,
+    Event,
+    Lock,
+    RLock,
+    RWLock,
+    Semaphore,
+)
 
 if "native" in engines:
     import ipcmap.native_ring  # noqa: F401  # what Ring makes in an arena of that engine
@@ -46,13 +57,18 @@ __all__ = [
     "ArenaFull",
     "ArenaStatistics",
     "Attachment",
+    "Barrier",
     "Block",
+    "BoundedSemaphore",
+    "BrokenBarrierError",
     "BrokenError",
     "BusyError",
     "Claim",
     "ClassStatistics",
     "ClosedError",
+    "Condition",
     "CorruptError",
+    "Event",
     "ExitRecord",
     "FamilyFull",
     "ForeignNamespace",
@@ -62,7 +78,10 @@ __all__ = [
     "Lock",
     "Mapping",
     "NotInherited",
+    "NotOwned",
     "Process",
+    "RLock",
+    "RWLock",
     "RecordTooLarge",
     "Ring",
     "RingStatistics",

@@ -20,6 +20,7 @@ __all__ = [
     "ForeignNamespace",
     "IpcmapError",
     "NotInherited",
+    "NotOwned",
     "RecordTooLarge",
     "StaleHandle",
 ]
@@ -70,6 +71,14 @@ class StaleHandle(IpcmapError):
 
 class NotInherited(IpcmapError):
     """The object lives in an arena that this process did not inherit by fork."""
+
+
+class NotOwned(IpcmapError, AssertionError, RuntimeError):
+    """This thread does not have what it releases or waits with.
+
+    Also an :class:`AssertionError`, which is what multiprocessing raises, and a
+    :class:`RuntimeError`, which is what threading raises.
+    """
 
 
 class ArenaFull(IpcmapError, MemoryError):

@@ -126,7 +126,7 @@ class Family:
 
     __slots__ = (
         "__weakref__", "_max_processes", "_table", "cause_of_death", "generation", "holder", "is_dying", "known",
-        "known_holder", "leave", "note", "slot", "sweep",
+        "known_holder", "leave", "note", "pid_of", "slot", "sweep",
     )  # fmt: skip
 
     def __init__(self, words: memoryview, address: int, section: int, max_processes: int) -> None:
@@ -143,7 +143,7 @@ class Family:
         self.known, self.is_dying, self.sweep = table.known, table.is_dying, table.sweep
         self.holder, self.known_holder = table.holder, table.known_holder
         self.leave = table.leave
-        self.cause_of_death = table.cause_of_death
+        self.cause_of_death, self.pid_of = table.cause_of_death, table.pid_of
         _families.add(self)
 
     @staticmethod

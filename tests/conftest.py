@@ -10,7 +10,7 @@ import pytest
 
 import ipcmap
 from ipcmap import sync
-from ipcmap._core import reference_monitor
+from ipcmap._core import reference_monitor, reference_rooms
 
 # Programs that tests start take the installed package, and not what lies in their folder.
 os.environ["PYTHONSAFEPATH"] = "1"
@@ -53,6 +53,13 @@ def endless_slices(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let no wait for a lock look by itself: what is not woken sleeps for ever."""
     monkeypatch.setattr(reference_monitor, "FIRST_SLICE", 3600.0)
     monkeypatch.setattr(reference_monitor, "LONGEST_SLICE", 3600.0)
+
+
+@pytest.fixture
+def endless_rooms(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let nobody in a room look by itself: what is not woken sleeps for ever."""
+    monkeypatch.setattr(reference_rooms, "FIRST_SLICE", 3600.0)
+    monkeypatch.setattr(reference_rooms, "LONGEST_SLICE", 3600.0)
 
 
 @pytest.fixture

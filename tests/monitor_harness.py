@@ -9,9 +9,9 @@ from typing import Any, cast
 import ipcmap
 from children import Child
 from ipcmap._core import monitor_layout as at
-from ring_harness import Trap
+from ring_harness import Trap, die
 
-Guard = ipcmap.Lock | ipcmap.Semaphore
+Guard = ipcmap.Lock | ipcmap.RLock | ipcmap.Semaphore
 LockType = type[ipcmap.Lock]
 SemaphoreType = type[ipcmap.Semaphore]
 
@@ -47,3 +47,9 @@ def stop(child: Child, signal_number: int) -> None:
 def wait_until_dead(child: Child) -> None:
     """Wait until a child has ended, and leave it as a zombie."""
     os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+
+
+def take_and_die(guard: Guard) -> None:
+    """Be killed with it."""
+    assert guard.acquire()
+    die()

@@ -22,7 +22,12 @@ FLOORS: list[list[set[str]]] = [
         {"arena"},
         {"structure"},
     ],
-    [{"sync"}],
+    [
+        {"guards", "rooms"},
+        {"locks", "semaphores", "event", "barrier", "rwlock"},
+        {"condition"},
+        {"sync"},
+    ],
     [{"loans"}, {"listener"}, {"ring_handle"}, {"ring"}, {"native_ring"}],
     [{"queues", "connection", "broadcast", "values", "table"}],
     [{"last_words"}, {"process"}, {"zygote"}, {"supervisor"}, {"executor"}, {"pool"}, {"context"}],

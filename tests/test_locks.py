@@ -215,17 +215,24 @@ def test_after_destroy_every_call_says_so(lock_type: LockType, fork: Fork) -> No
     assert "destroyed" in repr(lock)
 
 
-def test_its_repr_says_who_has_it(lock_type: LockType, fork: Fork) -> None:
-    """Process and thread, or that nobody has it, or that its holder is gone."""
-    lock = lock_type()
-    assert "free" in repr(lock)
-    lock.acquire()
-    assert f"held by pid {os.getpid()}, thread {threading.get_native_id()}" in repr(lock)
-    lock.release()
+def test_its_repr_is_that_of_multiprocessing(lock_type: LockType, fork: Fork) -> None:
+    """Whoever has it: nobody, this thread, another thread, another process."""
+    lock, peer = lock_type(), multiprocessing.get_context("fork").Lock()
 
-    fork(lock.acquire).wait()
-    lock._arena.sweep()
-    assert "held by a process that ended" in repr(lock)
+    def both() -> str:
+        assert repr(lock) == repr(peer)
+        return repr(lock)
+
+    assert both() == "<Lock(owner=None)>"
+    lock.acquire()
+    peer.acquire()
+    assert both() == "<Lock(owner=MainProcess)>"
+    seen: list[str] = []
+    thread = threading.Thread(target=lambda: seen.append(both()))
+    thread.start()
+    thread.join()
+    assert seen == ["<Lock(owner=SomeOtherThread)>"]
+    assert fork(lambda: os._exit(repr(lock) != "<Lock(owner=SomeOtherProcess)>")).wait() == 0
 
 
 # Signals

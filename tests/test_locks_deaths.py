@@ -20,6 +20,7 @@ from monitor_harness import (
     set_trap,
     sleepers,
     stop,
+    take_and_die,
     wait_for_sleepers,
     wait_until_dead,
 )
@@ -27,7 +28,7 @@ from ring_harness import die
 
 
 @pytest.mark.parametrize("before", [True, False])
-@pytest.mark.parametrize("store", [1, 2])
+@pytest.mark.parametrize("store", [1, 2, 3])
 def test_who_dies_at_any_store_of_acquire_does_not_have_it(
     store: int, before: bool, lock_type: LockType, fork: Fork
 ) -> None:
@@ -62,7 +63,7 @@ def test_who_dies_at_the_store_of_release_does_not_have_it(
 
 
 @pytest.mark.parametrize("before", [True, False])
-@pytest.mark.parametrize("store", [1, 2, 3, 4])
+@pytest.mark.parametrize("store", [1, 2, 3, 4, 5])
 def test_who_dies_at_any_store_of_a_wait_harms_nobody(
     store: int, before: bool, lock_type: LockType, fork: Fork
 ) -> None:
@@ -125,6 +126,65 @@ def test_all_who_wait_for_a_killed_holder_go_on_one_at_a_time(
         ]
 
 
+def test_who_takes_over_from_a_killed_holder_can_ask(lock_type: LockType, fork: Fork) -> None:
+    """Until it gives the lock back; who takes over from a second one is told again."""
+    lock = lock_type()
+
+    def told() -> bool:
+        with lock:
+            return lock.recovered
+
+    def hold() -> None:
+        lock.acquire()
+        assert lock.recovered
+        die()
+
+    assert not told()
+    fork(take_and_die, lock).wait()
+    assert fork(hold).wait() == -signal.SIGKILL
+    assert told()
+    assert not told()
+
+
+@pytest.mark.parametrize("before", [True, False])
+@pytest.mark.parametrize("store", [1, 2])
+def test_who_dies_at_any_store_of_a_take_over_hides_no_death(
+    store: int, before: bool, lock_type: LockType, fork: Fork
+) -> None:
+    """The next takes over all the same, and is told."""
+    lock = lock_type()
+
+    def take_over() -> None:
+        set_trap(lock, store, before, die)
+        lock.acquire(block=False)
+
+    fork(take_and_die, lock).wait()
+    assert fork(take_over).wait() == -signal.SIGKILL
+
+    assert lock.acquire(block=False)
+    assert lock.recovered
+
+
+@pytest.mark.parametrize("before", [True, False])
+@pytest.mark.parametrize("store", [1, 2])
+def test_who_dies_as_it_gives_back_what_it_took_over_does_not_have_it(
+    store: int, before: bool, lock_type: LockType, fork: Fork
+) -> None:
+    """Told once too often, if anything."""
+    lock = lock_type()
+
+    def repair() -> None:
+        lock.acquire()
+        set_trap(lock, store, before, die)
+        lock.release()
+
+    fork(take_and_die, lock).wait()
+    assert fork(repair).wait() == -signal.SIGKILL
+
+    assert lock.acquire(block=False)
+    assert lock.recovered or (store, before) == (2, False)
+
+
 def test_a_stopped_holder_is_not_robbed(lock_type: LockType, fork: Fork) -> None:
     """It is alive, and has it when it goes on."""
     lock, ready, go = lock_type(), Semaphore(0), Semaphore(0)
@@ -164,7 +224,6 @@ def test_an_exit_leaves_it_taken(code: int, lock_type: LockType, fork: Fork) -> 
     lock._arena.sweep()
     assert lock.locked()
     assert not lock.acquire(block=False)
-    assert "of its own accord" in repr(lock)
     lock.release()
     assert lock.acquire(block=False)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import pickle
 import signal
@@ -13,7 +14,10 @@ import pytest
 
 import ipcmap
 from children import Fork
-from ipcmap import Mapping, StaleHandle
+from ipcmap import Arena, BoundedSemaphore, Mapping, Semaphore, StaleHandle
+from monitor_harness import take_and_die
+
+pytestmark = pytest.mark.usefixtures("engine")
 
 SemaphoreType = type[ipcmap.Semaphore]
 
@@ -214,6 +218,41 @@ def test_it_reaches_a_running_child_by_pickle(semaphore_type: SemaphoreType, for
     os.close(write_end)
 
 
-def test_its_repr_has_the_count(semaphore_type: SemaphoreType) -> None:
-    """For whoever prints it in a debugger."""
-    assert "value 3>" in repr(semaphore_type(3))
+# Bounded
+
+
+def test_a_bounded_one_never_has_more_than_it_began_with(arena: Arena, fork: Fork) -> None:
+    """Whoever releases, whether or not its tokens travel."""
+    bounded = BoundedSemaphore(2, arena=arena)
+    refusal = "semaphore or lock released too many times"
+    with pytest.raises(ValueError, match=refusal):
+        bounded.release()
+    assert bounded.acquire()
+    assert fork(bounded.release).wait() == 0
+
+    with pytest.raises(ValueError, match=refusal):
+        bounded.release()
+    assert bounded.value == 2
+    with pytest.raises(ValueError, match=refusal):
+        BoundedSemaphore(0, arena=arena).release()
+
+
+def test_the_token_of_a_killed_holder_of_a_bounded_one_comes_back(arena: Arena, fork: Fork) -> None:
+    """And a release by hand for the dead one adds none."""
+    bounded = BoundedSemaphore(1, arena=arena)
+    fork(take_and_die, bounded).wait()
+
+    assert bounded.acquire(timeout=30)
+    bounded.release()
+    bounded.release()
+    assert bounded.value == 1
+    with pytest.raises(ValueError, match="too many times"):
+        bounded.release()
+
+
+def test_reprs_are_those_of_multiprocessing(arena: Arena) -> None:
+    """Class, value, and the largest value of a bounded one."""
+    peers = multiprocessing.get_context("fork")
+
+    assert repr(Semaphore(3, arena=arena)) == repr(peers.Semaphore(3))
+    assert repr(BoundedSemaphore(3, arena=arena)) == repr(peers.BoundedSemaphore(3))

@@ -99,7 +99,8 @@ class Kind:
     RECORD, LEASED, RETURNED = 1, 2, 3  # a record on its way through a ring
     PRODUCER, LEAVING = 4, 5  # a producer's word that it is attached to a ring
     LISTENER = 6  # where a process wants to be told of records in a ring
-    RING, LOCK, SEMAPHORE = 16, 17, 18
+    RING, LOCK, SEMAPHORE, RLOCK = 16, 17, 18, 19
+    CONDITION, EVENT, BARRIER, RWLOCK = 20, 21, 22, 23
 
 
 ALLOCATOR_SECTION = 128  # bytes

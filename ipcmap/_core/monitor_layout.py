@@ -3,7 +3,7 @@
     bytes 0 +---------------------------------------------+
             | section: guards all that follows            |
          64 | parking place of those who wait             |
-        128 | lock: 2 words       semaphore: 9 words      |
+        128 | lock: 5 words       semaphore: 10 words     |
             +---------------------------------------------+
         256 | semaphore alone: ledger, 2 words an entry   |
             +---------------------------------------------+
@@ -27,7 +27,10 @@ SLEEPERS = (PARKING + _SLEEPERS) // WORD
 # A lock
 HOLDER = 128 // WORD  # who has it (slot_layout: HOLDER_BITS), 0 = nobody
 THREAD = 136 // WORD  # which of its threads: a hint for onlookers
-LOCK_NBYTES = 144
+COUNT = 144 // WORD  # how often its thread has taken it; an RLock's alone
+RECOVERED = 152 // WORD  # 1 = taken over from one who was killed, and not released since
+SINCE = 160 // WORD  # when it was taken: monotonic clock, nanoseconds; a hint
+LOCK_NBYTES = 168
 KEPT = 1 << 63  # in HOLDER: its process has ended by itself, and it stays taken
 
 # A semaphore
@@ -40,6 +43,7 @@ LEFT = 168 // WORD  # tokens that went with processes that ended by themselves
 JOURNAL = 176 // WORD  # 0 = none, 1 = value is to be added up, 2 + n = entry n is to be struck out
 NEXT_RETURNED = 184 // WORD  # what the journal is about to make of RETURNED ...
 NEXT_LEFT = 192 // WORD  # ... and of LEFT
+MAXIMUM = 200 // WORD  # value never exceeds it
 FIRST_ENTRY = 256 // WORD
 ENTRY = 2  # words: who, and how many tokens; 0 of them = the entry is free
 

@@ -61,9 +61,11 @@ from ipcmap._core import reference_parking as parking
 from ipcmap._core import reference_sections as sections
 from ipcmap._core.reference_sections import Reentered, Stalled, inside
 from ipcmap._core.slot_layout import EXITED, LEFT
+from ipcmap._core.stall_log import Holding, Stall
 from ipcmap._deadline import Deadline
 
 __all__ = [
+    "DONE",
     "FIRST_SLICE",
     "LONGEST_SLICE",
     "REFUSED",
@@ -101,6 +103,9 @@ class Holders(Protocol):
     def cause_of_death(self, holder: int) -> int | None:
         """Return what a holder died of, ``None`` if it lives."""
 
+    def pid_of(self, holder: int) -> int:
+        """Return a holder's pid, 0 where it is not a member any more."""
+
 
 class Monitor:
     """What is taken and given, as one process has it; what that is, a subclass says."""
@@ -113,6 +118,8 @@ class Monitor:
         self._section = address + at.SECTION
         self._parking = address + at.PARKING
         self._family = family
+
+    name = "a monitor"  # as the log calls it
 
     # What a subclass says; all but available() is called in the section
 
@@ -131,6 +138,10 @@ class Monitor:
     def _holders(self) -> list[int]:
         """Return the processes that have something, as far as it is theirs to give back."""
         raise NotImplementedError
+
+    def holdings(self) -> list[Holding]:
+        """Return who has something, as far as that is known; not in the section."""
+        return []
 
     def _settle(self, holder: int, keep: bool) -> bool:
         """Strike out a dead holder; unless ``keep``, what it had is there again: M3."""
@@ -205,6 +216,7 @@ class Monitor:
         if self._spin(deadline) and inside(self._section, deadline, self._take, me, note):
             return True
         longest = FIRST_SLICE
+        stall = Stall()
         try:
             # P1 announce and P2 re-check, the first time; P4 woken, from then on
             while not inside(self._section, deadline, self._visit, me, note):
@@ -214,6 +226,8 @@ class Monitor:
                     continue
                 longest = min(2 * longest, LONGEST_SLICE)
                 settled = self.settle(deadline, me)
+                if not settled and stall.is_due():
+                    stall.report(self.name, self.holdings(), self._family)
                 if not settled and not deadline.remaining():
                     return False
             return True

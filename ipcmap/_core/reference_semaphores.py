@@ -2,6 +2,7 @@
 
 Shared fields (places: monitor_layout.py)           written by            guard
   initial, entries    first value, ledger's length  creator               never after the birth
+  maximum             the most that value can be    creator               never after the birth
   value               tokens there                  taker, giver, settler section, journal
   travels             1 = the ledger is void        giver                 section; never 0 again
   returned, left      see below                     settler, giver        section, journal
@@ -51,16 +52,18 @@ from __future__ import annotations
 
 from ipcmap._core import monitor_layout as at
 from ipcmap._core.reference_monitor import REFUSED, Damaged, Holders, Monitor, Note, initialise
+from ipcmap._core.stall_log import Holding
 
 __all__ = ["SemaphoreCore", "make"]
 
 
-def make(memory: memoryview, address: int, value: int, entries: int) -> None:
+def make(memory: memoryview, address: int, value: int, entries: int, maximum: int) -> None:
     """Make a semaphore in zeroed bytes, before anyone else sees them."""
     initialise(address)
     words = memory.cast("Q")
     words[at.INITIAL] = words[at.VALUE] = value
     words[at.ENTRIES] = entries
+    words[at.MAXIMUM] = maximum
     words[at.TRAVELS] = not value
 
 
@@ -73,6 +76,9 @@ class SemaphoreCore(Monitor):
         self._initial, entries = self._words[at.INITIAL], self._words[at.ENTRIES]
         if self._initial > at.MAX_VALUE or at.semaphore_nbytes(entries) > memory.nbytes:
             raise Damaged(f"first value={self._initial}, entries={entries}, nbytes={memory.nbytes}")
+        self.maximum = self._words[at.MAXIMUM]
+        if not self._initial <= self.maximum <= at.MAX_VALUE:
+            raise Damaged(f"first value={self._initial}, maximum={self.maximum}")
         self._end = at.FIRST_ENTRY + at.ENTRY * entries
         self._own = at.FIRST_ENTRY  # where our entry was last: a hint
 
@@ -108,9 +114,11 @@ class SemaphoreCore(Monitor):
         if words[at.JOURNAL]:
             self._repair()
         value = words[at.VALUE]
-        if value >= at.MAX_VALUE:
-            return REFUSED
+        if value > at.MAX_VALUE:
+            raise Damaged(f"value={value}")
         if words[at.TRAVELS]:
+            if value >= self.maximum:
+                return REFUSED
             words[at.VALUE] = value + 1  # M2 give
             note[0] = 1
             return int(words[at.SLEEPERS])
@@ -127,6 +135,8 @@ class SemaphoreCore(Monitor):
         elif returned:
             words[at.RETURNED] = returned - 1  # M2 give
             note[0] = 1
+        elif value >= self.maximum:
+            return REFUSED
         else:
             words[at.JOURNAL] = 1  # S1 intend
             words[at.VALUE] = value + 1
@@ -184,6 +194,13 @@ class SemaphoreCore(Monitor):
         if taken + words[at.VALUE] != self._initial:
             raise Damaged(f"first value={self._initial}, taken={taken}, value={words[at.VALUE]}")
         return [holder for holder, count in zip(who, counts, strict=True) if count]
+
+    def holdings(self) -> list[Holding]:
+        """Return who has tokens; nobody where these travel."""
+        if self._words[at.TRAVELS]:
+            return []
+        who, counts = self._ledger()
+        return [Holding(holder, 0, 0) for holder, count in zip(who, counts, strict=True) if count]
 
     def _settle(self, holder: int, keep: bool) -> bool:
         words = self._words

@@ -182,6 +182,14 @@ class SlotTable:
             return None
         return self._inside(self._cause, number, generation)
 
+    def pid_of(self, holder: int) -> int:
+        """Return a holder's pid, 0 where it is not a member any more."""
+        number, generation = holder & at.HOLDER_SLOT, holder >> at.HOLDER_BITS
+        if not 0 < number <= self._max_processes:
+            return 0
+        slot = self._inside(self._copy, number)
+        return slot.pid if (slot.generation, slot.state) == (generation, at.LIVE) else 0
+
     def _cause(self, number: int, generation: int) -> int:
         base = number * at.SLOT
         if self.is_dying(number, generation):

@@ -1,0 +1,66 @@
+"""The event of the reference engine: a flag, and those who wait for it.
+
+Shared fields (places: room_layout.py; the others: reference_rooms.py)
+  flag    1 = set    written by setter, clearer    one store, and no section
+
+Sync points, besides those of reference_rooms
+  E1 set    one store of 1, before the setter enters the section
+            who waits: reads it in the section as it comes, and at the end of each slice
+
+No section so that a signal handler can set what it interrupted, which is what
+events are used for. Whoever waits then finds the flag: the interrupted thread as it
+looks before its sleep, the others by the posts. R3 lets go who was there though the
+flag is cleared at once.
+
+If a process dies after E1, before R3, who waits finds the flag a slice late at most;
+if it is cleared before, never. A dead member concerns nobody: its cell is freed when
+there is no other.
+"""
+
+from __future__ import annotations
+
+from ipcmap._core import room_layout as at
+from ipcmap._core.reference_monitor import Damaged
+from ipcmap._core.reference_rooms import FULL, THROUGH, Member, Note, Room
+from ipcmap._core.reference_sections import Reentered, inside
+from ipcmap._deadline import Deadline
+
+__all__ = ["EventCore"]
+
+_FOREVER = Deadline(None)
+
+
+class EventCore(Room):
+    """A flag and its waiters, as one process has them."""
+
+    def is_set(self) -> bool:
+        """Return the flag; stale as soon as it is read."""
+        flag = self._words[at.FLAG]  # E1 set
+        if flag > 1:
+            raise Damaged(f"flag={flag}")
+        return bool(flag)
+
+    def set(self) -> None:
+        """Set the flag, and let all who wait go on."""
+        self._words[at.FLAG] = 1  # E1 set
+        try:
+            cells = inside(self._section, _FOREVER, self._pass_all)
+        except Reentered:
+            cells = [member.cell for member in self._members()]
+        self._wake(cells)
+
+    def clear(self) -> None:
+        """Clear the flag."""
+        self._words[at.FLAG] = 0
+
+    def come(self, me: int, note: Note) -> int:
+        """Go on at once or be one who waits, in the section."""
+        if self.is_set():
+            return THROUGH
+        return 0 if self._come(me, note) else FULL
+
+    def _verdict(self, cell: int) -> int:
+        return super()._verdict(cell) or int(self.is_set())
+
+    def _depends_on(self, members: list[Member]) -> list[Member]:
+        return []
