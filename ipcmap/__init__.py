@@ -35,6 +35,7 @@ from ipcmap.listener import Listener
 from ipcmap.loans import Attachment, Claim, Lease
 from ipcmap.mapping import PAGE_SIZE, Mapping
 from ipcmap.process import Process
+from ipcmap.queues import JoinableQueue, Queue, ShutDown, SimpleQueue
 from ipcmap.ring import Ring, RingStatistics
 from ipcmap.sync import (
     Barrier,
@@ -73,6 +74,7 @@ __all__ = [
     "FamilyFull",
     "ForeignNamespace",
     "IpcmapError",
+    "JoinableQueue",
     "Lease",
     "Listener",
     "Lock",
@@ -80,12 +82,15 @@ __all__ = [
     "NotInherited",
     "NotOwned",
     "Process",
+    "Queue",
     "RLock",
     "RWLock",
     "RecordTooLarge",
     "Ring",
     "RingStatistics",
     "Semaphore",
+    "ShutDown",
+    "SimpleQueue",
     "StaleHandle",
     "__version__",
     "backend",

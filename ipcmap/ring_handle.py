@@ -18,8 +18,15 @@ from ipcmap._core import ring_layout as at
 from ipcmap._core.layout import Kind
 from ipcmap._core.reference_cells import Cell
 from ipcmap._core.reference_ring_blocks import NO_SLOT, Hand, Place, TooSmall
-from ipcmap._core.reference_ring_producers import RingProducers
-from ipcmap._core.reference_ring_waiting import CLOSED, DONE, Damaged, Side, Stalled
+from ipcmap._core.reference_ring_tally import RingTally
+from ipcmap._core.reference_ring_waiting import (
+    CLOSED,
+    DONE,
+    LARGEST,
+    Damaged,
+    Side,
+    Stalled,
+)
 from ipcmap._core.reference_sections import Reentered
 from ipcmap._deadline import Deadline
 from ipcmap.errors import ArenaFull, BusyError, ClosedError, CorruptError, RecordTooLarge
@@ -28,6 +35,7 @@ from ipcmap.structure import Structure
 
 __all__ = ["RingHandle", "bytes_of"]
 
+_FOR_EVER = Deadline(None)
 _INLINE = 1 << 16  # bytes; longer records travel in blocks
 
 Result = TypeVar("Result")
@@ -45,7 +53,7 @@ class RingHandle(Structure):
         memory = inside.pages.window()
         place = Place(memory, inside.allocator, inside.family.slot, inside.family.known, self._cell)
         with self._telling():
-            self._core = RingProducers(place, self._address)
+            self._core = RingTally(place, self._address)
         self._inline = min(self._core.longest, _INLINE)
         self._try_put, self._try_get = self._core.put, self._core.get
 
@@ -165,6 +173,54 @@ class RingHandle(Structure):
             if isinstance(taken, Cell):
                 return taken
             copy = self._take_block(taken.nbytes - at.BLOCK_HEADER, hand)
+
+    # For queues
+
+    def _put_within(self, most: int, data: bytes, deadline: Deadline) -> None:
+        """Put a record when there are fewer than ``most``."""
+        self._check()
+        core = self._core
+        if len(data) <= self._inline:
+            self._offer_within(most, data, len(data) + 15 & -8, deadline)
+            return
+        hand = Hand.empty()
+        try:
+            cell = self._take_block(len(data), hand)
+            core.record_in(cell)[:] = data
+            self._offer_within(most, cell, core.need_of_block, deadline)
+        except BaseException:
+            core.give_back(hand)
+            raise
+
+    def _offer_within(self, most: int, record: bytes | Cell, need: int, deadline: Deadline) -> None:
+        core = self._core
+        with self._telling(queue.Full):
+            while True:
+                outcome, bound = core.put_within(most, record, deadline)
+                if outcome == DONE:
+                    return
+                # Where the bound is in the way, room is not: wait until something is taken.
+                self._wait(core.producers, outcome, deadline, LARGEST if bound else need)
+
+    def _take_on_loan(self, deadline: Deadline) -> tuple[Cell, bytes, bool]:
+        """Take a record that stays leased: its block, bytes, and whether it came back."""
+        hand = Hand.empty()
+        try:
+            cell = self._lease(hand, deadline)
+            with self._telling():
+                return cell, self._core.record_in(cell).tobytes(), self._core.came_back(cell)
+        except BaseException:
+            self._core.give_back(hand)
+            raise
+
+    def _end_loan(self, cell: Cell) -> None:
+        self._core.free_own(cell)
+
+    def _unfinished(self, arriving: int = 0) -> int:
+        """Count the records that are in the ring, or on loan."""
+        self._check()
+        with self._telling():
+            return self._core.unfinished(_FOR_EVER, arriving)
 
     # Blocks
 

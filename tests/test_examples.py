@@ -256,3 +256,14 @@ def test_plain_fork_counts_the_lines_of_files(folder: Path) -> None:
         *range(5)
     ]
     assert len((FOLDER / "plain_fork.py").read_text().splitlines()) <= 40
+
+
+def test_work_queue_does_the_task_that_the_killed_worker_had_in_hand(folder: Path) -> None:
+    """All twenty, and the third at the second try."""
+    finished = run("work_queue.py")
+    done, again = finished.stdout.splitlines()
+
+    assert (finished.returncode, finished.stderr) == (0, "")
+    assert numbers(done)[0] == 20
+    assert numbers(again) == [2]
+    assert os.listdir(folder) == []

@@ -95,6 +95,7 @@ verdict_t put_large(PyObject *self, core_t *core, const unsigned char *data, uin
     store_block(&block, B_POS, 0);
     store_block(&block, B_NBYTES, length);
     store_block(&block, B_CALL, 0);
+    store_block(&block, B_AGAIN, 0);
     if (!native_trimmed(core->allocator)) {
         if (getpid() == maker)
             free_block(core, &block);

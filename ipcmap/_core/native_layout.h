@@ -35,7 +35,7 @@ enum {
     RETURNED,
     LEASE_OFFSET,
     LEASE_GENERATION,
-    CONSUMERS_TAKEOVERS,
+    CONSUMERS_TAKEOVERS, JOINERS,
     PRODUCERS_SLEEPING = (PRODUCERS_PARKING + SLEEPERS) / 8,
     CAPACITY = 384 / 8,
     FIRST_RECORD = RECORDS / 8,
@@ -76,7 +76,7 @@ enum { CLASS_HIGH_WATER, CLASS_CURSOR, CLASS_USED, CLASS_USED_NBYTES, CLASS_WARM
 #define NUMBER_BITS (NUMBER_MASK << NUMBER_SHIFT)
 
 /* The first words of a block that carries a record. */
-enum { B_RING, B_RING_GENERATION, B_POS, B_NBYTES, B_CALL };
+enum { B_RING, B_RING_GENERATION, B_POS, B_NBYTES, B_CALL, B_AGAIN };
 enum { BLOCK_HEADER = 64 }; /* bytes */
 /* The word of sleepers: their count, and above it the mark of the listeners. */
 #define SLEEPING UINT64_C(0xffffffff)

@@ -16,6 +16,7 @@ Shared fields, all in the consumers' section
   lease_offset, lease_generation   the block into which a lease copies an inline record
   tag        of a block in the ring (reference_allocator), stored here without the
              allocator's section: nobody else may change it while the ring owns it
+  again      of a block: 1 once its record came back from a dead holder; stored before L1
   call       of a block in hand: which call has it, as the threads of a process share
              its slot; a number that no other call of the process has, 0 = a get
 
@@ -321,6 +322,7 @@ class RingBlocks(RingWaiting):
             return True, 0
         if tag[1] != Kind.LEASED:
             return False, 0
+        self._block(cell)[at.B_AGAIN] = 1
         words[at.RETURNED] = 1
         allocator.pass_on(cell, 0, Kind.RETURNED)  # L1 return
         words[at.SEEN_WRITE_POS] = read_pos  # the next get is to look
@@ -388,12 +390,17 @@ class RingBlocks(RingWaiting):
         block, ring = self._block(cell), self._place.cell
         block[at.B_RING], block[at.B_RING_GENERATION] = ring.offset, ring.generation
         block[at.B_POS], block[at.B_NBYTES], block[at.B_CALL] = pos, length, call
+        block[at.B_AGAIN] = 0
 
     def is_ours(self, cell: Cell) -> bool:
         """Return whether a block says that it has to do with this ring."""
         block, ring = self._block(cell), self._place.cell
         here = block[at.B_RING], block[at.B_RING_GENERATION]
         return here == (ring.offset, ring.generation)
+
+    def came_back(self, cell: Cell) -> bool:
+        """Return whether a consumer died that had leased the record of a block before."""
+        return bool(self._block(cell)[at.B_AGAIN])
 
     def record_in(self, cell: Cell) -> memoryview:
         """Return the bytes of the record that a block carries."""

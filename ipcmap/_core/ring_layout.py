@@ -8,7 +8,7 @@ A ring at offset 0 of its block; one line is 64 bytes, two processors' caches ap
     128  consumers' parking   where consumers wait for records; sleepers in the producers' section
     192  consumers' section
     256  consumers' words     read_pos  seen_write_pos  ended  returned
-                             lease_offset  lease_generation  takeovers
+                             lease_offset  lease_generation  takeovers  joiners
     320  producers' parking   where producers wait for room; sleepers in the consumers' section
     384  capacity             u64, a power of two; never changes
     448  records              capacity bytes
@@ -28,9 +28,10 @@ counts alone, so that both positions always show how many records came before.
            TAKEN     the bytes, which a lease has taken already
 
 A block that has to do with a ring begins with a line of words: offset and generation of
-the ring, of a record its position and its length in bytes, and the call that has it in
-hand; its bytes follow. A listener's block has no bytes, and in place of the last three words
-the call for which it is armed, and process, number, device and inode of its descriptor.
+the ring, of a record its position and its length in bytes, the call that has it in hand,
+and whether it came back from a dead holder; its bytes follow. A listener's block has no
+bytes, and behind the ring the call for which it is armed, and process, number, device and
+inode of its descriptor.
 
 The word of the consumers' sleepers counts them in its lower half. Above that stands
 LISTENING, where a listener may be armed. Words are u64 in the machine's byte order.
@@ -53,7 +54,7 @@ WRITE_POS, ROOM_END, SEEN_READ_POS, CLOSED, PUTS, PRODUCERS_TAKEOVERS = range(8,
 LISTENERS, CALLS = 14, 15
 CONSUMERS_SLEEPING = (CONSUMERS_PARKING + 32) // 8
 READ_POS, SEEN_WRITE_POS, ENDED, RETURNED = range(32, 36)
-LEASE_OFFSET, LEASE_GENERATION, CONSUMERS_TAKEOVERS = range(36, 39)
+LEASE_OFFSET, LEASE_GENERATION, CONSUMERS_TAKEOVERS, JOINERS = range(36, 40)
 PRODUCERS_SLEEPING = (PRODUCERS_PARKING + 32) // 8
 CAPACITY = 384 // 8
 FIRST_RECORD = RECORDS // 8
@@ -84,5 +85,5 @@ LISTENING = 1 << 32
 
 # A block that has to do with a ring.
 BLOCK_HEADER = 64  # bytes
-B_RING, B_RING_GENERATION, B_POS, B_NBYTES, B_CALL = range(5)
+B_RING, B_RING_GENERATION, B_POS, B_NBYTES, B_CALL, B_AGAIN = range(6)
 B_ARMED, B_PID, B_FD, B_DEVICE, B_INODE = range(2, 7)

@@ -1,0 +1,525 @@
+"""Queues of objects: multiprocessing's three, on a ring.
+
+The interface is that of multiprocessing.Queue, JoinableQueue and SimpleQueue, with
+``shutdown`` of queue.Queue. There is no feeder thread and no pipe: ``put`` pickles in
+the caller, and when it returns the object's bytes are in the ring, so a child can end
+with objects unread. What stands in it is exact: ``qsize``, ``empty`` and ``full`` ask
+the ring.
+
+With ``ack=True`` what a consumer has taken is a lease of the ring's until ``task_done``:
+when the consumer dies before that, another gets it (``_core/reference_ring_blocks.py``).
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+from collections import deque
+from collections.abc import Iterable, Sequence
+from typing import Any, Generic, SupportsIndex, TypeVar
+
+from ipcmap._core.reference_cells import Cell
+from ipcmap._deadline import Deadline
+from ipcmap.arena import Arena, default_arena
+from ipcmap.codec import find_codec
+from ipcmap.condition import Condition
+from ipcmap.errors import ClosedError
+from ipcmap.ring import Ring
+
+__all__ = ["JoinableQueue", "Queue", "ShutDown", "SimpleQueue"]
+
+T = TypeVar("T")
+
+if hasattr(queue, "ShutDown"):
+    ShutDown = queue.ShutDown
+else:
+
+    class ShutDown(Exception):  # type: ignore[no-redef]
+        """The queue was shut down: queue.ShutDown, which Python has from 3.13 on."""
+
+
+class _Objects(Generic[T]):
+    """Objects through a ring."""
+
+    def __init__(self, capacity: SupportsIndex | None, codec: Any, arena: Arena | None) -> None:
+        self._codec = find_codec(codec)
+        if capacity is None:
+            limit = (arena or default_arena()).limit
+            capacity = min(max(1 << 20, 1 << (limit // 64).bit_length() - 1), 1 << 28)
+        self._ring = Ring(capacity, arena=arena)
+        self._attach()
+
+    def _attach(self) -> None:
+        self._dumps, self._loads = self._codec.dumps, self._codec.loads
+        self._closed = False
+
+    def _put(self, obj: T, timeout: float | None) -> None:
+        record = self._dumps(obj)
+        if isinstance(record, bytes):
+            self._ring.put(record, timeout)
+        else:
+            self._put_parts(record, timeout)
+
+    def _put_parts(self, parts: Sequence[bytes | memoryview], timeout: float | None) -> None:
+        lengths = list(map(len, parts))
+        with self._ring.claim(sum(lengths), timeout) as view:
+            begin = 0
+            for part, length in zip(parts, lengths, strict=True):
+                view[begin : begin + length] = part
+                begin += length
+
+    def destroy(self) -> None:
+        """Free it for the whole family; every handle of it is stale then.
+
+        A queue that was never shared, by a fork or by pickle, is freed with its handle.
+        """
+        self._ring.destroy()
+
+
+class Queue(_Objects[T]):
+    """First in, first out, between any threads of any processes of a family.
+
+    Args:
+        maxsize: The most objects in it; 0 or less = as many as the capacity takes, of
+            small ones, and the arena, of large ones.
+        capacity: Bytes for objects of up to 64 KiB; larger ones take blocks of the arena.
+            ``None`` = a 64th of the arena's limit, 256 MiB at most. What was never used of
+            it takes no memory.
+        codec: How objects become bytes: ``None`` = pickle; ``"raw"``, ``"json"``, or an
+            object with ``dumps`` and ``loads`` (see :mod:`ipcmap.codec`).
+        ack: Whether what was taken is kept until :meth:`task_done`, and given to another
+            consumer when this one dies before that.
+        arena: Where its bytes are; ``None`` = the default arena.
+        ctx: Taken for the sake of code that passes a context, and not used.
+
+    Example:
+        >>> tasks: Queue[str] = Queue()
+        >>> tasks.put("one")
+        >>> tasks.get()
+        'one'
+    """
+
+    def __init__(
+        self,
+        maxsize: int = 0,
+        *,
+        capacity: SupportsIndex | None = None,
+        codec: Any = None,
+        ack: bool = False,
+        arena: Arena | None = None,
+        ctx: Any = None,
+    ) -> None:
+        self.maxsize, self._ack = maxsize, ack
+        super().__init__(capacity, codec, arena)
+
+    def _attach(self) -> None:
+        super()._attach()
+        self._used = False
+        self._mine = _Open()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restored, (type(self), self._state())
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "maxsize": self.maxsize,
+            "_ack": self._ack,
+            "_codec": self._codec,
+            "_ring": self._ring,
+        }
+
+    # Producers
+
+    def put(self, obj: T, block: bool = True, timeout: float | None = None) -> None:
+        """Append an object.
+
+        When it returns, the object is delivered, whoever is killed. While it has not, and
+        its process is killed, that is in doubt.
+
+        Args:
+            obj: What the codec takes.
+            block: ``False`` = do not wait for room, whatever ``timeout`` says.
+            timeout: Seconds to wait for room; ``None`` = for ever.
+
+        Raises:
+            queue.Full: There was no room in time.
+            ShutDown: The queue was shut down.
+            ValueError: :meth:`close` was called here, or ``timeout`` is negative.
+            And whatever the codec raises, in the caller.
+        """
+        if timeout is not None or not block:
+            timeout = _seconds(block, timeout)
+        if self._closed:
+            raise ValueError(f"Queue {self!r} is closed")
+        try:
+            if self.maxsize > 0:
+                self._put_within(obj, timeout)
+            else:
+                self._put(obj, timeout)
+        except ClosedError:
+            raise self._shut() from None
+        self._used = True
+
+    def put_nowait(self, obj: T) -> None:
+        """Append an object if there is room now; as ``put(obj, block=False)``."""
+        self.put(obj, False)
+
+    def put_many(
+        self, objects: Iterable[T], block: bool = True, timeout: float | None = None
+    ) -> None:
+        """Append objects in their order, many at a time; another's may come between them.
+
+        If the process is killed meanwhile, the first of them are delivered: none, some or all.
+
+        Raises:
+            queue.Full: There was no room for all in time; its attribute ``put``, as that
+                of every error raised here, says how many went in.
+        """
+        timeout = _seconds(block, timeout)
+        if self._closed:
+            raise ValueError(f"Queue {self!r} is closed")
+        deadline, done, batch = Deadline(timeout), 0, list(objects)
+        try:
+            records = [self._dumps(obj) for obj in batch]
+            if self.maxsize > 0 or not all(type(record) is bytes for record in records):
+                for obj in batch:
+                    left = None if timeout is None else deadline.remaining()
+                    self.put(obj, True, left)
+                    done += 1
+            else:
+                self._ring.put_many(records, timeout)
+        except ClosedError as error:
+            shut = self._shut()
+            shut.put = getattr(error, "put", done)  # type: ignore[attr-defined]
+            raise shut from None
+        except Exception as error:
+            error.put = getattr(error, "put", done)  # type: ignore[attr-defined]
+            raise
+        self._used = True
+
+    def _put_within(self, obj: T, timeout: float | None) -> None:
+        record = self._dumps(obj)
+        if not isinstance(record, bytes):
+            record = b"".join(record)
+        try:
+            self._ring._put_within(self.maxsize, record, Deadline(timeout))
+        except queue.Full:
+            raise queue.Full(
+                f"queue was full all the time: maxsize={self.maxsize}, {self.qsize()} in it; "
+                "wait longer, or see who is stopped or slow"
+            ) from None
+
+    # Consumers
+
+    def get(self, block: bool = True, timeout: float | None = None) -> T:
+        """Take the oldest object.
+
+        A get during which its own process is killed is in doubt; see ``ack``.
+
+        Args:
+            block: ``False`` = do not wait for one, whatever ``timeout`` says.
+            timeout: Seconds to wait for one; ``None`` = for ever.
+
+        Raises:
+            queue.Empty: There was none in time.
+            ShutDown: The queue was shut down, and is empty.
+            ValueError: :meth:`close` was called here, or ``timeout`` is negative.
+        """
+        if timeout is not None or not block:
+            timeout = _seconds(block, timeout)
+        if self._closed:
+            raise ValueError(f"Queue {self!r} is closed")
+        try:
+            record = self._lease(timeout) if self._ack else self._ring.get(timeout)
+        except ClosedError:
+            raise self._shut() from None
+        result: T = self._loads(record)
+        return result
+
+    def get_nowait(self) -> T:
+        """Take the oldest object if there is one now; as ``get(block=False)``."""
+        return self.get(False)
+
+    def get_many(
+        self,
+        max_objects: SupportsIndex | None = None,
+        block: bool = True,
+        timeout: float | None = None,
+    ) -> list[T]:
+        """Take what is there, waiting for the first only.
+
+        Args:
+            max_objects: The most to take, ``None`` = all.
+            block: ``False`` = do not wait, whatever ``timeout`` says.
+            timeout: Seconds to wait for the first; ``None`` = for ever.
+        """
+        timeout = _seconds(block, timeout)
+        if self._closed:
+            raise ValueError(f"Queue {self!r} is closed")
+        try:
+            if not self._ack:
+                return [self._loads(record) for record in self._ring.get_many(max_objects, timeout)]
+        except ClosedError:
+            raise self._shut() from None
+        taken = [self.get(True, timeout)]
+        while max_objects is None or len(taken) < int(max_objects):
+            try:
+                taken.append(self.get(False))
+            except (queue.Empty, ShutDown):
+                break
+        return taken
+
+    def _lease(self, timeout: float | None) -> bytes:
+        cell, record, again = self._ring._take_on_loan(Deadline(timeout))
+        self._mine.add(cell, again)
+        return record
+
+    @property
+    def redelivered(self) -> bool:
+        """Whether what this thread took last had been taken before, by a consumer that died.
+
+        Known of a queue with ``ack=True`` only.
+        """
+        return self._mine.again
+
+    def join(self) -> None:
+        """Refuse: what was taken is counted by a :class:`JoinableQueue`."""
+        raise ValueError(
+            f"join() is for queues that count what was done: {self!r}; make a JoinableQueue"
+        )
+
+    def task_done(self) -> None:
+        """Say that what was taken is done with: first what this thread took first.
+
+        Without ``ack=True`` nothing is kept, and nothing happens.
+
+        Raises:
+            ValueError: Called more often than :meth:`get`.
+        """
+        if not self._ack:
+            return
+        cell = self._mine.next()
+        if cell is None:
+            raise ValueError("task_done() called too many times")
+        self._ring._end_loan(cell)
+
+    # Facts and the end
+
+    def qsize(self) -> int:
+        """Return how many objects are to come; it may be stale at once."""
+        return len(self._ring)
+
+    def empty(self) -> bool:
+        """Return whether there is none; it may be stale at once.
+
+        Raises:
+            OSError: The queue was used here, and closed.
+        """
+        if self._closed and self._used:
+            raise OSError(f"Queue {self!r} is closed")
+        return not len(self._ring)
+
+    def full(self) -> bool:
+        """Return whether ``maxsize`` objects are in it; it may be stale at once."""
+        return 0 < self.maxsize <= len(self._ring)
+
+    @property
+    def is_shutdown(self) -> bool:
+        """Whether :meth:`shutdown` was called, by anyone."""
+        return self._ring.closed
+
+    def shutdown(self, immediate: bool = False) -> None:
+        """End it for the whole family: no more is put, what is there is taken.
+
+        Args:
+            immediate: Whether to take away what is there.
+        """
+        self._ring.close()
+        if immediate:
+            try:
+                while True:
+                    self._ring.get_many(None, 0)
+            except (queue.Empty, ClosedError):
+                pass
+
+    def close(self) -> None:
+        """Say that this process neither puts nor gets any more; for others nothing changes."""
+        self._closed = True
+
+    def join_thread(self) -> None:
+        """Do nothing: no thread is between :meth:`put` and the queue.
+
+        Raises:
+            ValueError: Called before :meth:`close`.
+        """
+        if not self._closed:
+            raise ValueError(f"join_thread() comes after close(): {self!r} is open")
+
+    def cancel_join_thread(self) -> None:
+        """Do nothing: no thread is between :meth:`put` and the queue."""
+
+    def _shut(self) -> Exception:
+        error: Exception = ShutDown(f"{self!r} was shut down; make another")
+        return error
+
+    def __repr__(self) -> str:
+        return f"<ipcmap.{type(self).__name__} maxsize={self.maxsize}>"
+
+
+class JoinableQueue(Queue[T]):
+    """A queue that can be waited for: until everything put was taken, and done with.
+
+    It always has ``ack=True``: what a consumer has taken when it dies is given to another,
+    so :meth:`join` does not wait for the dead.
+    """
+
+    def __init__(
+        self,
+        maxsize: int = 0,
+        *,
+        capacity: SupportsIndex | None = None,
+        codec: Any = None,
+        arena: Arena | None = None,
+        ctx: Any = None,
+    ) -> None:
+        super().__init__(maxsize, capacity=capacity, codec=codec, ack=True, arena=arena)
+        self._finished = Condition()
+
+    def _state(self) -> dict[str, Any]:
+        return {**super()._state(), "_finished": self._finished}
+
+    def task_done(self) -> None:
+        """Say that what was taken is done with; see :meth:`Queue.task_done`."""
+        super().task_done()
+        if self._ring._core.are_awaited() and not self._ring._unfinished():
+            self._tell()
+
+    def shutdown(self, immediate: bool = False) -> None:
+        """End it for the whole family; see :meth:`Queue.shutdown`."""
+        super().shutdown(immediate)
+        if immediate:
+            self._tell()
+
+    def join(self) -> None:
+        """Wait until everything that was put was taken, and done with."""
+        with self._finished:
+            try:
+                unfinished = self._ring._unfinished(1)
+                while unfinished:
+                    # One that was killed before it could tell costs as long.
+                    self._finished.wait(_SLICE)
+                    unfinished = self._ring._unfinished()
+            finally:
+                self._ring._unfinished(-1)
+
+    def _tell(self) -> None:
+        with self._finished:
+            self._finished.notify_all()
+
+    def destroy(self) -> None:
+        """Free it for the whole family; see :meth:`Queue.destroy`."""
+        super().destroy()
+        self._finished.destroy()
+
+
+class SimpleQueue(_Objects[T]):
+    """The least of queues: ``put``, ``get`` and ``empty``, as long as it takes.
+
+    Args: as of :class:`Queue`.
+
+    Example:
+        >>> answers: SimpleQueue[int] = SimpleQueue()
+        >>> answers.put(42)
+        >>> answers.get()
+        42
+    """
+
+    def __init__(
+        self,
+        *,
+        capacity: SupportsIndex | None = None,
+        codec: Any = None,
+        arena: Arena | None = None,
+        ctx: Any = None,
+    ) -> None:
+        super().__init__(capacity, codec, arena)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restored, (type(self), {"_codec": self._codec, "_ring": self._ring})
+
+    def put(self, obj: T) -> None:
+        """Append an object, waiting for room."""
+        self._open()
+        self._put(obj, None)
+
+    def get(self) -> T:
+        """Take the oldest object, waiting for one."""
+        self._open()
+        result: T = self._loads(self._ring.get())
+        return result
+
+    def empty(self) -> bool:
+        """Return whether there is none; it may be stale at once."""
+        self._open()
+        return not len(self._ring)
+
+    def close(self) -> None:
+        """Say that this process neither puts nor gets any more; for others nothing changes."""
+        self._closed = True
+
+    def _open(self) -> None:
+        if self._closed:
+            raise OSError(f"SimpleQueue {self!r} is closed")
+
+
+_SLICE = 1.0  # seconds
+
+
+class _Open:
+    """What this process has taken and not done with, by thread."""
+
+    def __init__(self) -> None:
+        self._pid = os.getpid()
+        self._taken: deque[tuple[int, Cell]] = deque()
+        self._again: dict[int, bool] = {}
+
+    @property
+    def again(self) -> bool:
+        return self._again.get(threading.get_ident(), False)
+
+    def add(self, cell: Cell, again: bool) -> None:
+        self._forked()
+        self._again[threading.get_ident()] = again
+        self._taken.append((threading.get_ident(), cell))
+
+    def next(self) -> Cell | None:
+        self._forked()
+        taken = self._taken
+        mine = next((each for each in taken if each[0] == threading.get_ident()), None)
+        try:
+            if mine is None:
+                return taken.popleft()[1]
+            taken.remove(mine)
+            return mine[1]
+        except (IndexError, ValueError):
+            return None
+
+    def _forked(self) -> None:
+        if self._pid != os.getpid():  # it is the parent's
+            self.__init__()  # type: ignore[misc]
+
+
+def _seconds(block: bool, timeout: float | None) -> float | None:
+    if not block:
+        return 0
+    if timeout is not None and timeout < 0:
+        raise ValueError(f"'timeout' must be a non-negative number: timeout={timeout!r}")
+    return timeout
+
+
+def _restored(cls: type[_Objects[Any]], state: dict[str, Any]) -> _Objects[Any]:
+    found = cls.__new__(cls)
+    found.__dict__.update(state)
+    found._attach()
+    return found
