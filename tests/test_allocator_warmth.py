@@ -206,7 +206,7 @@ def test_two_that_give_back_at_once_never_empty_a_block(place: Place, fork: Fork
         chance, mine = random.Random(mark), []
         place.slot = mark
         for _ in range(150):
-            cell = place.allocator.allocate(chance.choice([1, 2, 4]) * MIB)
+            cell = place.allocator.allocate(chance.choice([1, 2, 3]) * MIB)
             place.view(cell)[:: MIB // 4] = bytes([mark]) * (cell.nbytes // (MIB // 4))
             mine.append(cell)
             if len(mine) > 4:
