@@ -12,72 +12,24 @@ when the consumer dies before that, another gets it (``_core/reference_ring_bloc
 
 from __future__ import annotations
 
-import os
 import queue
-import threading
-from collections import deque
 from collections.abc import Iterable, Sequence
-from typing import Any, Generic, SupportsIndex, TypeVar
+from typing import Any, SupportsIndex, TypeVar
 
-from ipcmap._core.reference_cells import Cell
 from ipcmap._deadline import Deadline
-from ipcmap.arena import Arena, default_arena
-from ipcmap.codec import find_codec
+from ipcmap.arena import Arena
 from ipcmap.condition import Condition
 from ipcmap.errors import ClosedError
-from ipcmap.ring import Ring
+from ipcmap.objects import Hands, Objects, ShutDown, restored
 
 __all__ = ["JoinableQueue", "Queue", "ShutDown", "SimpleQueue"]
 
 T = TypeVar("T")
 
-if hasattr(queue, "ShutDown"):
-    ShutDown = queue.ShutDown
-else:
-
-    class ShutDown(Exception):  # type: ignore[no-redef]
-        """The queue was shut down: queue.ShutDown, which Python has from 3.13 on."""
+_SLICE = 1.0  # seconds; what a join costs where someone was killed before it could tell
 
 
-class _Objects(Generic[T]):
-    """Objects through a ring."""
-
-    def __init__(self, capacity: SupportsIndex | None, codec: Any, arena: Arena | None) -> None:
-        self._codec = find_codec(codec)
-        if capacity is None:
-            limit = (arena or default_arena()).limit
-            capacity = min(max(1 << 20, 1 << (limit // 64).bit_length() - 1), 1 << 28)
-        self._ring = Ring(capacity, arena=arena)
-        self._attach()
-
-    def _attach(self) -> None:
-        self._dumps, self._loads = self._codec.dumps, self._codec.loads
-        self._closed = False
-
-    def _put(self, obj: T, timeout: float | None) -> None:
-        record = self._dumps(obj)
-        if isinstance(record, bytes):
-            self._ring.put(record, timeout)
-        else:
-            self._put_parts(record, timeout)
-
-    def _put_parts(self, parts: Sequence[bytes | memoryview], timeout: float | None) -> None:
-        lengths = list(map(len, parts))
-        with self._ring.claim(sum(lengths), timeout) as view:
-            begin = 0
-            for part, length in zip(parts, lengths, strict=True):
-                view[begin : begin + length] = part
-                begin += length
-
-    def destroy(self) -> None:
-        """Free it for the whole family; every handle of it is stale then.
-
-        A queue that was never shared, by a fork or by pickle, is freed with its handle.
-        """
-        self._ring.destroy()
-
-
-class Queue(_Objects[T]):
+class Queue(Objects[T]):
     """First in, first out, between any threads of any processes of a family.
 
     Args:
@@ -116,10 +68,10 @@ class Queue(_Objects[T]):
     def _attach(self) -> None:
         super()._attach()
         self._used = False
-        self._mine = _Open()
+        self._mine = Hands()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _restored, (type(self), self._state())
+        return restored, (type(self), self._state())
 
     def _state(self) -> dict[str, Any]:
         return {
@@ -153,10 +105,7 @@ class Queue(_Objects[T]):
         if self._closed:
             raise ValueError(f"Queue {self!r} is closed")
         try:
-            if self.maxsize > 0:
-                self._put_within(obj, timeout)
-            else:
-                self._put(obj, timeout)
+            self._put_record(self._dumps(obj), timeout)
         except ClosedError:
             raise self._shut() from None
         self._used = True
@@ -182,13 +131,12 @@ class Queue(_Objects[T]):
         deadline, done, batch = Deadline(timeout), 0, list(objects)
         try:
             records = [self._dumps(obj) for obj in batch]
-            if self.maxsize > 0 or not all(type(record) is bytes for record in records):
-                for obj in batch:
-                    left = None if timeout is None else deadline.remaining()
-                    self.put(obj, True, left)
-                    done += 1
-            else:
+            if self.maxsize <= 0 and all(isinstance(record, bytes) for record in records):
                 self._ring.put_many(records, timeout)
+                done = len(records)
+            for record in records[done:]:
+                self._put_record(record, None if timeout is None else deadline.remaining())
+                done += 1
         except ClosedError as error:
             shut = self._shut()
             shut.put = getattr(error, "put", done)  # type: ignore[attr-defined]
@@ -198,12 +146,15 @@ class Queue(_Objects[T]):
             raise
         self._used = True
 
-    def _put_within(self, obj: T, timeout: float | None) -> None:
-        record = self._dumps(obj)
-        if not isinstance(record, bytes):
-            record = b"".join(record)
+    def _put_record(
+        self, record: bytes | Sequence[bytes | memoryview], timeout: float | None
+    ) -> None:
+        if self.maxsize <= 0:
+            super()._put_record(record, timeout)
+            return
+        data = record if isinstance(record, bytes) else b"".join(record)
         try:
-            self._ring._put_within(self.maxsize, record, Deadline(timeout))
+            self._ring._put_within(self.maxsize, data, Deadline(timeout))
         except queue.Full:
             raise queue.Full(
                 f"queue was full all the time: maxsize={self.maxsize}, {self.qsize()} in it; "
@@ -407,7 +358,6 @@ class JoinableQueue(Queue[T]):
             try:
                 unfinished = self._ring._unfinished(1)
                 while unfinished:
-                    # One that was killed before it could tell costs as long.
                     self._finished.wait(_SLICE)
                     unfinished = self._ring._unfinished()
             finally:
@@ -423,7 +373,7 @@ class JoinableQueue(Queue[T]):
         self._finished.destroy()
 
 
-class SimpleQueue(_Objects[T]):
+class SimpleQueue(Objects[T]):
     """The least of queues: ``put``, ``get`` and ``empty``, as long as it takes.
 
     Args: as of :class:`Queue`.
@@ -446,12 +396,12 @@ class SimpleQueue(_Objects[T]):
         super().__init__(capacity, codec, arena)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _restored, (type(self), {"_codec": self._codec, "_ring": self._ring})
+        return restored, (type(self), {"_codec": self._codec, "_ring": self._ring})
 
     def put(self, obj: T) -> None:
         """Append an object, waiting for room."""
         self._open()
-        self._put(obj, None)
+        self._put_record(self._dumps(obj), None)
 
     def get(self) -> T:
         """Take the oldest object, waiting for one."""
@@ -473,53 +423,9 @@ class SimpleQueue(_Objects[T]):
             raise OSError(f"SimpleQueue {self!r} is closed")
 
 
-_SLICE = 1.0  # seconds
-
-
-class _Open:
-    """What this process has taken and not done with, by thread."""
-
-    def __init__(self) -> None:
-        self._pid = os.getpid()
-        self._taken: deque[tuple[int, Cell]] = deque()
-        self._again: dict[int, bool] = {}
-
-    @property
-    def again(self) -> bool:
-        return self._again.get(threading.get_ident(), False)
-
-    def add(self, cell: Cell, again: bool) -> None:
-        self._forked()
-        self._again[threading.get_ident()] = again
-        self._taken.append((threading.get_ident(), cell))
-
-    def next(self) -> Cell | None:
-        self._forked()
-        taken = self._taken
-        mine = next((each for each in taken if each[0] == threading.get_ident()), None)
-        try:
-            if mine is None:
-                return taken.popleft()[1]
-            taken.remove(mine)
-            return mine[1]
-        except (IndexError, ValueError):
-            return None
-
-    def _forked(self) -> None:
-        if self._pid != os.getpid():  # it is the parent's
-            self.__init__()  # type: ignore[misc]
-
-
 def _seconds(block: bool, timeout: float | None) -> float | None:
     if not block:
         return 0
     if timeout is not None and timeout < 0:
         raise ValueError(f"'timeout' must be a non-negative number: timeout={timeout!r}")
     return timeout
-
-
-def _restored(cls: type[_Objects[Any]], state: dict[str, Any]) -> _Objects[Any]:
-    found = cls.__new__(cls)
-    found.__dict__.update(state)
-    found._attach()
-    return found

@@ -29,7 +29,7 @@ FLOORS: list[list[set[str]]] = [
         {"sync"},
     ],
     [{"loans"}, {"listener"}, {"ring_handle"}, {"ring"}, {"native_ring"}],
-    [{"queues", "connection", "broadcast", "values", "table"}],
+    [{"objects"}, {"queues", "connection", "broadcast", "values", "table"}],
     [{"last_words"}, {"process"}, {"zygote"}, {"supervisor"}, {"executor"}, {"pool"}, {"context"}],
     [{"terminal"}, {"demo_crew"}, {"aio", "inspector", "metrics", "demo", "integrations", "bench"}],
     [{"__init__"}, {"__main__"}],

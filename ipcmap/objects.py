@@ -1,0 +1,113 @@
+"""What every queue has: objects through a ring, and what a process has taken and not done with."""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+from collections import deque
+from collections.abc import Sequence
+from typing import Any, Generic, SupportsIndex, TypeVar
+
+from ipcmap._core.reference_cells import Cell
+from ipcmap.arena import Arena, default_arena
+from ipcmap.codec import find_codec
+from ipcmap.ring import Ring
+
+__all__ = ["Hands", "Objects", "ShutDown", "restored"]
+
+T = TypeVar("T")
+
+if hasattr(queue, "ShutDown"):
+    ShutDown = queue.ShutDown
+else:
+
+    class ShutDown(Exception):  # type: ignore[no-redef]
+        """The queue was shut down: queue.ShutDown, which Python has from 3.13 on."""
+
+
+class Objects(Generic[T]):
+    """Objects through a ring.
+
+    Args:
+        capacity: Bytes of the ring; ``None`` = a 64th of the arena's limit, 1 to 256 MiB.
+        codec: See :mod:`ipcmap.codec`.
+        arena: Where its bytes are; ``None`` = the default arena.
+    """
+
+    def __init__(self, capacity: SupportsIndex | None, codec: Any, arena: Arena | None) -> None:
+        self._codec = find_codec(codec)
+        if capacity is None:
+            limit = (arena or default_arena()).limit
+            capacity = min(max(1 << 20, 1 << (limit // 64).bit_length() - 1), 1 << 28)
+        self._ring = Ring(capacity, arena=arena)
+        self._attach()
+
+    def _attach(self) -> None:
+        self._dumps, self._loads = self._codec.dumps, self._codec.loads
+        self._closed = False
+
+    def _put_record(
+        self, record: bytes | Sequence[bytes | memoryview], timeout: float | None
+    ) -> None:
+        if isinstance(record, bytes):
+            self._ring.put(record, timeout)
+            return
+        with self._ring.claim(sum(map(len, record)), timeout) as view:
+            begin = 0
+            for part in record:
+                view[begin : begin + len(part)] = part
+                begin += len(part)
+
+    def destroy(self) -> None:
+        """Free it for the whole family; every handle of it is stale then.
+
+        A queue that was never shared, by a fork or by pickle, is freed with its handle.
+        """
+        self._ring.destroy()
+
+
+class Hands:
+    """What this process has taken and not done with, and which of its threads has taken it."""
+
+    def __init__(self) -> None:
+        self._pid = os.getpid()
+        self._taken: deque[tuple[int, Cell]] = deque()
+        self._last = threading.local()
+
+    @property
+    def again(self) -> bool:
+        """Whether what this thread took last had been taken before."""
+        return getattr(self._last, "again", False)
+
+    def add(self, cell: Cell, again: bool) -> None:
+        """Note what this thread has taken."""
+        self._forked()
+        self._last.again = again
+        self._taken.append((threading.get_ident(), cell))
+
+    def next(self) -> Cell | None:
+        """Return the oldest of this thread, or else of all; ``None`` = there is none."""
+        self._forked()
+        taken, ours = self._taken, threading.get_ident()
+        mine = next((one for one in list(taken) if one[0] == ours), None)
+        try:
+            if mine is None:
+                return taken.popleft()[1]
+            taken.remove(mine)
+            return mine[1]
+        except (IndexError, ValueError):  # another thread was faster
+            return None
+
+    def _forked(self) -> None:
+        if self._pid != os.getpid():  # it is the parent's
+            self._pid = os.getpid()
+            self._taken = deque()
+
+
+def restored(cls: type[Objects[Any]], state: dict[str, Any]) -> Objects[Any]:
+    """Return the handle that pickle carried."""
+    found = cls.__new__(cls)
+    found.__dict__.update(state)
+    found._attach()
+    return found
