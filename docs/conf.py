@@ -33,10 +33,15 @@ napoleon_numpy_docstring = False
 # Types of the standard library. Their links would need its inventory, and so the network.
 nitpick_ignore = [
     ("py:class", "ReadableBuffer"),
+    ("py:class", "collections.abc.Callable"),
     ("py:class", "collections.abc.Iterable"),
     ("py:class", "collections.abc.Sequence"),
+    ("py:class", "ipcmap.condition.Result"),  # type variables
+    ("py:class", "ipcmap.objects.T"),
+    ("py:class", "ipcmap.queues.T"),
     ("py:class", "os.PathLike"),
     ("py:class", "types.TracebackType"),
+    ("py:exc", "BrokenBarrierError"),
     ("py:exc", "queue.Empty"),
     ("py:exc", "queue.Full"),
 ]

@@ -2,7 +2,7 @@
 
 The default is pickle, with short cuts for what needs none: a record begins with a byte
 that says what it is, and 0x80, with which every pickle begins, says that it is one.
-The buffers inside an object (arrays, :class:`pickle.PickleBuffer`) are not copied into
+The buffers inside an object (arrays, ``pickle.PickleBuffer``) are not copied into
 its pickle but laid behind it (pickle protocol 5, PEP 574).
 
 To load a pickle is to run what it says. From children that one would rather not trust,
@@ -84,7 +84,7 @@ class PickleCodec:
 
     Args:
         reducer_override: Asked for each object that is no plain builtin, as
-            :meth:`pickle.Pickler.reducer_override` is; returns ``NotImplemented``
+            ``pickle.Pickler.reducer_override`` is; returns ``NotImplemented``
             for what is to be pickled as ever.
 
     Example:

@@ -87,7 +87,8 @@ class Queue(Objects[T]):
         """Append an object.
 
         When it returns, the object is delivered, whoever is killed. While it has not, and
-        its process is killed, that is in doubt.
+        its process is killed, that is in doubt. What the codec raises comes out here, and
+        nothing was put.
 
         Args:
             obj: What the codec takes.
@@ -98,7 +99,6 @@ class Queue(Objects[T]):
             queue.Full: There was no room in time.
             ShutDown: The queue was shut down.
             ValueError: :meth:`close` was called here, or ``timeout`` is negative.
-            And whatever the codec raises, in the caller.
         """
         if timeout is not None or not block:
             timeout = _seconds(block, timeout)
