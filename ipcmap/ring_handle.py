@@ -31,7 +31,7 @@ from ipcmap._core.reference_sections import Reentered
 from ipcmap._deadline import Deadline
 from ipcmap.errors import ArenaFull, BusyError, ClosedError, CorruptError, RecordTooLarge
 from ipcmap.listener import Key, rearm
-from ipcmap.structure import Structure
+from ipcmap.structure import Structure, free_quietly
 
 __all__ = ["RingHandle", "bytes_of"]
 
@@ -252,7 +252,8 @@ class RingHandle(Structure):
             with self._telling():
                 return self._core.record_in(record).tobytes()
         finally:
-            self._core.free_own(record)
+            # Whatever keeps it from being freed now, the record is taken: it must not be lost.
+            free_quietly(self._allocator, record)  # B3 free
 
     def _view_of(self, cell: Cell) -> memoryview:
         """Return the record of a block, in a window of its own."""

@@ -15,7 +15,7 @@ import pytest
 
 import ipcmap
 from children import Fork
-from ipcmap import BusyError, ClosedError, Ring, StaleHandle
+from ipcmap import Arena, BusyError, ClosedError, Ring, StaleHandle
 from ipcmap._core import reference_parking as parking
 from ipcmap._core import reference_sections as sections
 from ipcmap._core import ring_layout as at
@@ -141,6 +141,40 @@ def test_a_lease_whose_last_view_ends_amid_a_change_of_the_arena_is_freed_later(
 
     assert blocks() > 0
     Ring(64)  # whoever makes the next one looks after what was left behind
+
+
+def test_a_ring_made_amid_a_change_of_another_arena_leaves_behind_what_it_must() -> None:
+    """What still cannot be freed is tried once, and not for ever."""
+    ring = Ring(64)
+    section = ring._arena._open().pages.address + ALLOCATOR_SECTION
+
+    assert sections.trylock(section) == 0
+    del ring
+    other = Ring(64, arena=Arena(1 << 26))
+    assert sections.unlock(section) == 0
+
+    other.put(b"1")
+    assert other.get() == b"1"
+    Ring(64)
+
+
+def test_large_records_taken_amid_a_change_of_the_arena_are_not_lost(engine: str) -> None:
+    """Their blocks are freed later."""
+    arena = Arena(1 << 26, backend=engine)
+    ring = Ring(1024, arena=arena)
+    records = [bytes([number]) * 1000 for number in range(5)]
+    ring.put_many(records)
+    section = arena._open().pages.address + ALLOCATOR_SECTION
+
+    assert sections.trylock(section) == 0
+    taken = [ring.get(), ring.get(0), *ring.get_many()]
+    assert sections.unlock(section) == 0
+
+    assert taken == records
+    del ring
+    Ring(64)
+    gc.collect()
+    assert arena.statistics().blocks == 0
 
 
 def test_a_put_that_fails_after_its_commit_leaves_the_record_to_another_thread(
