@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import pickle
+import queue
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -20,6 +21,8 @@ from ipcmap._core import reference_parking as parking
 from ipcmap._core import reference_sections as sections
 from ipcmap._core import ring_layout as at
 from ipcmap._core.layout import ALLOCATOR_SECTION, Kind
+from ipcmap._core.reference_cells import Cell
+from ipcmap._core.reference_ring_blocks import RingBlocks
 from ipcmap._deadline import Deadline
 
 LARGE = bytes(range(200))  # of which a ring of 64 bytes carries only the place
@@ -175,6 +178,34 @@ def test_large_records_taken_amid_a_change_of_the_arena_are_not_lost(engine: str
     Ring(64)
     gc.collect()
     assert arena.statistics().blocks == 0
+
+
+def test_a_large_record_for_which_there_is_no_memory_comes_again(
+    engine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its call says so, unless it has others to return."""
+    arena = Arena(1 << 26, backend=engine)
+    ring = Ring(1024, arena=arena)
+    records = [bytes([number]) * 1000 for number in range(3)]
+    ring.put_many([*records, b"small"])
+    core, record_in = ring._core, RingBlocks.record_in
+    short = [2]
+
+    def fail(self: RingBlocks, cell: Cell) -> memoryview:
+        if short[0]:
+            short[0] -= 1
+            raise MemoryError
+        return record_in(self, cell)
+
+    monkeypatch.setattr(type(core), "record_in", fail)
+    assert Ring.get_many(ring) == [records[2], b"small"]
+    short[0] = 1
+    with pytest.raises(MemoryError):
+        Ring.get(ring)
+    assert [ring.get(0), ring.get(0)] == records[:2]
+    with pytest.raises(queue.Empty):
+        ring.get(0)
+    assert arena.statistics().blocks == 1
 
 
 def test_a_put_that_fails_after_its_commit_leaves_the_record_to_another_thread(
