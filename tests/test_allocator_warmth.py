@@ -208,7 +208,7 @@ def test_a_child_that_a_handler_forked_while_memory_was_given_back_leaves_it_alo
     children: list[int] = []
 
     def fork_after_a3(allocator: Allocator, *change: object) -> object:
-        result = inside(allocator, *change)  # type: ignore[arg-type]
+        result: object = inside(allocator, *change)  # type: ignore[arg-type]
         if is_retired(place, cell) and not children:
             children.append(os.fork())  # as a handler might between any two bytecodes
             if children[0] == 0:
