@@ -302,7 +302,7 @@ class Ring(RingHandle):
 
         taken = self._wait_for(attempt, Deadline(timeout))
         if isinstance(taken, list):
-            return [self._unloaded(record) for record in taken]
+            return self._unloaded_all(taken)
         return [self._unloaded(taken)]
 
     def lease(self, timeout: float | None = None) -> Lease:

@@ -31,7 +31,7 @@ from ipcmap._core.reference_sections import Reentered
 from ipcmap._deadline import Deadline
 from ipcmap.errors import ArenaFull, BusyError, ClosedError, CorruptError, RecordTooLarge
 from ipcmap.listener import Key, rearm
-from ipcmap.structure import Structure
+from ipcmap.structure import Structure, free_quietly
 
 __all__ = ["RingHandle", "bytes_of"]
 
@@ -245,14 +245,35 @@ class RingHandle(Structure):
         return cell
 
     def _unloaded(self, record: bytes | Cell) -> bytes:
-        """Return the bytes of a record, and free the block that it came in."""
+        """Return the bytes of a record, and free the block that it came in.
+
+        Where there is no memory for them, the record comes again, as that of a dead holder.
+        """
         if isinstance(record, bytes):
             return record
+        done = True
         try:
             with self._telling():
                 return self._core.record_in(record).tobytes()
+        except MemoryError:
+            done = False
+            self._core.return_taken(record)
+            raise
         finally:
-            self._core.free_own(record)
+            if done:  # whatever keeps the block from being freed now, the record is not lost
+                free_quietly(self._allocator, record)  # B3 free
+
+    def _unloaded_all(self, taken: list[bytes | Cell]) -> list[bytes]:
+        """Return the bytes of records; those for which there is no memory come again."""
+        records, failed = list[bytes](), None
+        for record in taken:
+            try:
+                records.append(self._unloaded(record))
+            except MemoryError as error:
+                failed = error
+        if failed and not records:
+            raise failed
+        return records
 
     def _view_of(self, cell: Cell) -> memoryview:
         """Return the record of a block, in a window of its own."""

@@ -10,6 +10,7 @@ shared by the first fork after its birth, and by the first pickle.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import weakref
 from collections.abc import Iterable
@@ -50,9 +51,10 @@ class Structure:
     def _make(self, arena: Arena | None, nbytes: int, zeroed: int) -> None:
         """Take a block, of which the first bytes are zeroed, and be its first handle."""
         arena = arena or default_arena()
-        while _left_behind:
-            allocator, cell = _left_behind.pop()
-            free_quietly(allocator, cell)
+        # Each once: what cannot be freed now is left behind again, at the end.
+        for _ in range(len(_left_behind)):
+            with contextlib.suppress(IndexError):  # another thread was faster
+                free_quietly(*_left_behind.pop(0))
         cell = arena._allocate(nbytes, self._kind)
         self._place(arena, cell)
         self._memory[:zeroed] = bytes(zeroed)

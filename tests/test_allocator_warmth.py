@@ -11,7 +11,7 @@ import pytest
 from children import Fork
 from ipcmap import Arena, ArenaFull, CorruptError
 from ipcmap._core.layout import RETIRED, STATE, WARM, WARM_BYTES, SizeClass
-from ipcmap._core.reference_allocator import GIVE_BACK, KEEP
+from ipcmap._core.reference_allocator import GIVE_BACK, KEEP, Allocator
 from ipcmap._core.reference_cells import Cell
 from places import MIB, WORDS, Place
 from test_allocator_deaths import Killing
@@ -197,6 +197,42 @@ def free_and_die_at(place: Place, cell: Cell, access: int) -> None:
     place.allocator._words = Killing(place.words, access)  # type: ignore[assignment]
     place.allocator.free(cell)
     os._exit(3)
+
+
+@pytest.mark.parametrize("raises", [False, True])
+def test_a_child_that_a_handler_forked_while_memory_was_given_back_leaves_it_alone(
+    place: Place, monkeypatch: pytest.MonkeyPatch, raises: bool
+) -> None:
+    """It goes on when the cell has another block, whose bytes are not its own to empty."""
+    inside, (read_end, write_end) = Allocator._inside, os.pipe()
+    children: list[int] = []
+
+    def fork_after_a3(allocator: Allocator, *change: object) -> object:
+        result: object = inside(allocator, *change)  # type: ignore[arg-type]
+        if is_retired(place, cell) and not children:
+            children.append(os.fork())  # as a handler might between any two bytecodes
+            if children[0] == 0:
+                os.read(read_end, 1)
+                if raises:
+                    raise SystemExit
+        return result
+
+    cell = filled(place, 10 * MIB)
+    monkeypatch.setattr(Allocator, "_inside", fork_after_a3)
+    try:
+        place.allocator.free(cell)
+    finally:
+        if children[0] == 0:
+            os._exit(0)
+    block = filled(place, 10 * MIB)
+    os.write(write_end, b"x")
+    os.waitpid(children[0], 0)
+    os.close(read_end)
+    os.close(write_end)
+
+    assert block.offset == cell.offset
+    assert not is_empty(place, block)
+    assert (place.in_use(), place.kept()) == (10 * MIB, 0)
 
 
 def test_two_that_give_back_at_once_never_empty_a_block(place: Place, fork: Fork) -> None:

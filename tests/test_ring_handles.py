@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import pickle
+import queue
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -15,11 +16,13 @@ import pytest
 
 import ipcmap
 from children import Fork
-from ipcmap import BusyError, ClosedError, Ring, StaleHandle
+from ipcmap import Arena, BusyError, ClosedError, Ring, StaleHandle
 from ipcmap._core import reference_parking as parking
 from ipcmap._core import reference_sections as sections
 from ipcmap._core import ring_layout as at
 from ipcmap._core.layout import ALLOCATOR_SECTION, Kind
+from ipcmap._core.reference_cells import Cell
+from ipcmap._core.reference_ring_blocks import RingBlocks
 from ipcmap._deadline import Deadline
 
 LARGE = bytes(range(200))  # of which a ring of 64 bytes carries only the place
@@ -141,6 +144,68 @@ def test_a_lease_whose_last_view_ends_amid_a_change_of_the_arena_is_freed_later(
 
     assert blocks() > 0
     Ring(64)  # whoever makes the next one looks after what was left behind
+
+
+def test_a_ring_made_amid_a_change_of_another_arena_leaves_behind_what_it_must() -> None:
+    """What still cannot be freed is tried once, and not for ever."""
+    ring = Ring(64)
+    section = ring._arena._open().pages.address + ALLOCATOR_SECTION
+
+    assert sections.trylock(section) == 0
+    del ring
+    other = Ring(64, arena=Arena(1 << 26))
+    assert sections.unlock(section) == 0
+
+    other.put(b"1")
+    assert other.get() == b"1"
+    Ring(64)
+
+
+def test_large_records_taken_amid_a_change_of_the_arena_are_not_lost(engine: str) -> None:
+    """Their blocks are freed later."""
+    arena = Arena(1 << 26, backend=engine)
+    ring = Ring(1024, arena=arena)
+    records = [bytes([number]) * 1000 for number in range(5)]
+    ring.put_many(records)
+    section = arena._open().pages.address + ALLOCATOR_SECTION
+
+    assert sections.trylock(section) == 0
+    taken = [ring.get(), ring.get(0), *ring.get_many()]
+    assert sections.unlock(section) == 0
+
+    assert taken == records
+    del ring
+    Ring(64)
+    gc.collect()
+    assert arena.statistics().blocks == 0
+
+
+def test_a_large_record_for_which_there_is_no_memory_comes_again(
+    engine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its call says so, unless it has others to return."""
+    arena = Arena(1 << 26, backend=engine)
+    ring = Ring(1024, arena=arena)
+    records = [bytes([number]) * 1000 for number in range(3)]
+    ring.put_many([*records, b"small"])
+    core, record_in = ring._core, RingBlocks.record_in
+    short = [2]
+
+    def fail(self: RingBlocks, cell: Cell) -> memoryview:
+        if short[0]:
+            short[0] -= 1
+            raise MemoryError
+        return record_in(self, cell)
+
+    monkeypatch.setattr(type(core), "record_in", fail)
+    assert Ring.get_many(ring) == [records[2], b"small"]
+    short[0] = 1
+    with pytest.raises(MemoryError):
+        Ring.get(ring)
+    assert [ring.get(0), ring.get(0)] == records[:2]
+    with pytest.raises(queue.Empty):
+        ring.get(0)
+    assert arena.statistics().blocks == 1
 
 
 def test_a_put_that_fails_after_its_commit_leaves_the_record_to_another_thread(

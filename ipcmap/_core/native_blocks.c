@@ -148,15 +148,16 @@ static bool guess_block(const core_t *core, uint64_t pos, block_t *block, uint64
     return *length <= *most;
 }
 
-/* Take the record at pos, if it is the oldest and in a block. GO_ON without a record = try
- * again; GIVE_UP = go on as with any other outcome. */
-verdict_t get_large(core_t *core, uint64_t pos, PyObject **record)
+/* Take the record at pos, if it is the oldest and in a block; seen = up to where the caller
+ * has found that there are some. GO_ON without a record = try again; GIVE_UP = go on as with
+ * any other outcome. */
+verdict_t get_large(core_t *core, uint64_t pos, uint64_t seen, PyObject **record)
 {
     if (!core->allocator)
         return GIVE_UP;
     pid_t maker = getpid();
     block_t block = {.cells = &core->allocator->cells};
-    attempt_t attempt = {.what = GET_BLOCK, .block = &block};
+    attempt_t attempt = {.what = GET_BLOCK, .block = &block, .seen = seen};
     uint64_t length, most;
     if (!guess_block(core, pos, &block, &length, &most))
         return GIVE_UP;

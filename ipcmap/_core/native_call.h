@@ -120,7 +120,7 @@ verdict_t wait_for_other(PyObject *self, core_t *core, side_t *side, uint64_t *s
 
 /* native_blocks.c */
 verdict_t put_large(PyObject *self, core_t *, const unsigned char *data, uint64_t length, int64_t deadline);
-verdict_t get_large(core_t *, uint64_t pos, PyObject **record);
+verdict_t get_large(core_t *, uint64_t pos, uint64_t seen, PyObject **record);
 
 /* native_put.c, native_get.c */
 PyObject *native_put(PyObject *, PyObject *const *, Py_ssize_t, PyObject *);

@@ -102,11 +102,13 @@ static PyObject *native_allocate(PyObject *self, PyObject *const *args, Py_ssize
     if (!object->cells.count || kwnames || nargs < 1 || nargs > 2 || !number_of(args[0], &nbytes) ||
         (nargs == 2 && !number_of(args[1], &kind)))
         return as_called(bound.allocate, self, args, nargs, kwnames);
-    if (!native_owner(object, &owner))
-        return NULL;
-    PyObject *cell = new_cell();
+    PyObject *cell = new_cell(); /* first, for it may collect garbage, and so run a handler that forks */
     if (!cell)
         return NULL;
+    if (!native_owner(object, &owner)) {
+        Py_DECREF(cell);
+        return NULL;
+    }
     if (cells_take(&object->cells, nbytes, kind, owner, &taken) != DONE) {
         Py_DECREF(cell);
         return as_called(bound.allocate, self, args, nargs, kwnames);

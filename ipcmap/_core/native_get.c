@@ -43,7 +43,7 @@ PyObject *native_get(PyObject *self, PyObject *const *args, Py_ssize_t nargs, Py
         outcome_t outcome = ring_peek(ring, &pos, end, &attempt.length);
         if (outcome == UNUSUAL) {
             attempt.length = 0; /* it may have changed by the time we are inside */
-            verdict_t verdict = get_large(core, pos, &record);
+            verdict_t verdict = get_large(core, pos, attempt.seen, &record);
             if (verdict == FAILED || record)
                 goto done;
             if (verdict == GO_ON && ++misfits < MISFITS)

@@ -32,6 +32,7 @@ If a process dies, or is broken off by an exception
   between A1 and A2    its owner's slot has the block: the sweep of that slot frees it
   between A2 and A3    more is kept than the bound, until the next call that trims
   between A3 and A2    its owner's slot has the cell: the sweep gives the memory back
+  between A3 and A2, a child that a handler forked   the cell is its parent's alone
   before the journal is cleared   the next to enter counts that class anew from its tags
 
 Cells of GIVE_BACK bytes and more are warm when they are freed: their pages stay for the
@@ -54,6 +55,7 @@ swept) where a search meets it.
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Callable
 from typing import TypeVar
@@ -238,19 +240,26 @@ class Allocator(Cells):
         if not owner or not large:
             self._inside(self._exchange, size_class, index, tag, cold | WARM * large)
             return
+        maker = os.getpid()
         # A warm cell that was scribbled may have generation 0, which no used one has.
         retired = (cold or 1 << GENERATION_SHIFT) | USED | RETIRED | owner
         if not self._inside(self._exchange, size_class, index, tag, retired):  # A3 retire
             return
         cold |= WARM
+        nbytes, address = size_class.cell_nbytes, self._address + size_class.offset(index)
         try:
             # Locked pages cannot be given back; they are the cell's next user's.
             with contextlib.suppress(OSError):
-                address = self._address + size_class.offset(index)
-                libc.madvise(address, size_class.cell_nbytes, _REMOVE)
+                # The iterator asks and stores in one step, and no handler runs between that
+                # and the call: the child of one that forked in here never gets to it.
+                for pid in iter(os.getpid, 0):
+                    if pid == maker:
+                        libc.madvise(address, nbytes, _REMOVE)
+                    break
             cold &= ~WARM
         finally:
-            self._inside(self._exchange, size_class, index, retired, cold)  # A2 free
+            if os.getpid() == maker:  # the cell is not the child's, whose parent is at it
+                self._inside(self._exchange, size_class, index, retired, cold)  # A2 free
 
     def _inside(self, change: Callable[..., Result], *arguments: object) -> Result:
         """Call ``change`` in the section, whose counts are right then."""

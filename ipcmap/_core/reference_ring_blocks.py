@@ -37,6 +37,7 @@ If a process dies (or a signal handler raises)
   B2 to R2     the ring still owns the block: the next consumer retags it
   R2 to B3     it was the one record of an unfinished get, and the sweep frees it; or it
                is LEASED, and the sweep returns it
+  R2 to B3     for want of memory: it becomes LEASED, and is returned at once
   before J1    the copy is its own, the record as it was
   J1 to R2     the next consumer, or the sweep, finishes the lease; then the sweep returns it
 """
@@ -350,6 +351,14 @@ class RingBlocks(RingWaiting):
             free = not self.keeps(cell, self._place.slot(), ours, Deadline(0))
         if free:
             allocator.free(cell._replace(kind=allocator.tag(cell)[1]))
+
+    def return_taken(self, cell: Cell) -> None:
+        """Have a record that was taken, and that cannot be delivered, come again."""
+        hand = Hand.empty()
+        with contextlib.suppress(BusyError):  # this process has it then until it ends
+            self._block(cell)[at.B_CALL] = hand.call
+            hand.cells.append(self._place.allocator.retag(cell, self._place.slot(), Kind.LEASED))
+            self.give_back(hand)  # L1 return
 
     def contents(self) -> list[Cell]:
         """Take over the blocks of all records, from a ring that nobody uses any more."""

@@ -137,10 +137,11 @@ class SlotTable:
             ForeignNamespace: This process counts pids or time differently.
             BusyError: A signal handler interrupted the claim that it asks for.
         """
-        number: int = self._own[_NUMBER]  # F3 know
-        if number and (self._wiped or self._page.ours):
-            return number
-        return self._claim()
+        while True:
+            number: int = self._own[_NUMBER]  # F3 know
+            if number and (self._wiped or self._page.ours):
+                return number
+            self._claim()  # what it returns is the parent's where a handler forked in it
 
     def known(self) -> int:
         """Return this process's slot number, 0 where it has claimed none."""
