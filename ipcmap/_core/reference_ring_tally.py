@@ -20,7 +20,6 @@ dies stays counted, which costs a look at each end of a lease.
 
 from __future__ import annotations
 
-from ipcmap._core import reference_parking as parking
 from ipcmap._core import ring_layout as at
 from ipcmap._core.layout import Kind
 from ipcmap._core.reference_cells import Cell
@@ -47,8 +46,7 @@ class RingTally(RingProducers):
         outcome, sleepers, bound = self._inside(
             self._producers_section, deadline, self._append_within, most, record, gets, read_pos
         )
-        if sleepers:
-            parking.wake(self._consumers_parking)  # P6 post
+        self.wake_consumers(sleepers)
         return outcome, bound
 
     def _gets(self) -> tuple[int, int]:
