@@ -157,7 +157,8 @@ class Queue(Objects[T]):
             self._ring._put_within(self.maxsize, data, Deadline(timeout))
         except queue.Full:
             raise queue.Full(
-                f"queue was full all the time: maxsize={self.maxsize}, {self.qsize()} in it; "
+                f"queue was full all the time: maxsize={self.maxsize}, "
+                f"{self._ring._core.backlog_records()} in it; "
                 "wait longer, or see who is stopped or slow"
             ) from None
 
@@ -335,7 +336,7 @@ class JoinableQueue(Queue[T]):
         ctx: Any = None,
     ) -> None:
         super().__init__(maxsize, capacity=capacity, codec=codec, ack=True, arena=arena)
-        self._finished = Condition()
+        self._finished = Condition(arena=self._ring._arena)
 
     def _state(self) -> dict[str, Any]:
         return {**super()._state(), "_finished": self._finished}

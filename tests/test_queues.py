@@ -306,6 +306,15 @@ def test_what_was_never_shared_is_freed_with_its_handle(arena: Arena) -> None:
     assert arena.statistics().blocks == before
 
 
+def test_all_of_a_queue_is_in_its_arena(arena: Arena) -> None:
+    """Also that in which its joiners wait."""
+    before = arena.statistics().blocks
+    tasks: JoinableQueue[int] = JoinableQueue(arena=arena)
+    assert tasks._finished._arena is arena
+    tasks.destroy()
+    assert arena.statistics().blocks == before
+
+
 # Joining
 
 
