@@ -326,6 +326,9 @@ class Queue(Objects[T]):
     def shutdown(self, immediate: bool = False) -> None:
         """End it for the whole family: no more is put, what is there is taken.
 
+        With ``ack=True``, others hear of the end while a consumer has something in hand; if it
+        dies then, whoever asks once more gets that. Where there is a :meth:`join`, join first.
+
         Args:
             immediate: Whether to take away what is there.
         """
@@ -386,7 +389,10 @@ class JoinableQueue(Queue[T]):
     def task_done(self) -> None:
         """Say that what was taken is done with; see :meth:`Queue.task_done`."""
         super().task_done()
-        if self._ring._core.are_awaited() and not self._ring._unfinished():
+        core = self._ring._core
+        if not core.are_awaited() or core.backlog_records():  # a glance spares a search
+            return
+        if not self._ring._unfinished():
             self._tell()
 
     def shutdown(self, immediate: bool = False) -> None:
