@@ -81,6 +81,9 @@ class Hands:
         """Whether what this thread took last had been taken before."""
         return getattr(self._last, "again", False)
 
+    def __len__(self) -> int:
+        return len(self._taken)
+
     def add(self, cell: Cell, again: bool) -> None:
         """Note what this thread has taken."""
         self._forked()

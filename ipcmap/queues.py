@@ -390,7 +390,8 @@ class JoinableQueue(Queue[T]):
         """Say that what was taken is done with; see :meth:`Queue.task_done`."""
         super().task_done()
         core = self._ring._core
-        if not core.are_awaited() or core.backlog_records():  # a glance spares a search
+        # What is in the ring or in hand here spares a search of the arena.
+        if not core.are_awaited() or core.backlog_records() or len(self._mine):
             return
         if not self._ring._unfinished():
             self._tell()
