@@ -151,9 +151,11 @@ class _Module:
             return _imported, (self._module.__name__,)
         return _Module, (self._module,)
 
-    def dumps(self, obj: Any, /) -> bytes:
+    def dumps(self, obj: Any, /) -> bytes | Sequence[bytes | memoryview]:
         record = self._module.dumps(obj)
-        return record.encode() if isinstance(record, str) else bytes(record)
+        if isinstance(record, (list, tuple)):
+            return [memoryview(part).cast("B") for part in record]
+        return record.encode() if isinstance(record, str) else bytes(memoryview(record))
 
     def loads(self, record: bytes, /) -> Any:
         return self._module.loads(record)

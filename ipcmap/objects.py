@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import threading
@@ -80,6 +81,9 @@ class Hands:
         """Whether what this thread took last had been taken before."""
         return getattr(self._last, "again", False)
 
+    def __len__(self) -> int:
+        return len(self._taken)
+
     def add(self, cell: Cell, again: bool) -> None:
         """Note what this thread has taken."""
         self._forked()
@@ -90,14 +94,19 @@ class Hands:
         """Return the oldest of this thread, or else of all; ``None`` = there is none."""
         self._forked()
         taken, ours = self._taken, threading.get_ident()
-        mine = next((one for one in list(taken) if one[0] == ours), None)
-        try:
-            if mine is None:
-                return taken.popleft()[1]
-            taken.remove(mine)
-            return mine[1]
-        except (IndexError, ValueError):  # another thread was faster
-            return None
+        while taken:
+            mine = next((one for one in list(taken) if one[0] == ours), None)
+            with contextlib.suppress(IndexError, ValueError):  # another thread was faster
+                if mine is None:
+                    return taken.popleft()[1]
+                taken.remove(mine)
+                return mine[1]
+        return None
+
+    def drop(self, cell: Cell) -> None:
+        """Forget what was added, if it was: its get is broken off."""
+        with contextlib.suppress(ValueError):
+            self._taken.remove((threading.get_ident(), cell))
 
     def _forked(self) -> None:
         if self._pid != os.getpid():  # it is the parent's

@@ -12,15 +12,18 @@ when the consumer dies before that, another gets it (``_core/reference_ring_bloc
 
 from __future__ import annotations
 
+import os
 import queue
+import sys
 from collections.abc import Iterable, Sequence
 from typing import Any, SupportsIndex, TypeVar
 
 from ipcmap._deadline import Deadline
 from ipcmap.arena import Arena
 from ipcmap.condition import Condition
-from ipcmap.errors import ClosedError
+from ipcmap.errors import ClosedError, IpcmapError
 from ipcmap.objects import Hands, Objects, ShutDown, restored
+from ipcmap.pages import byte_count
 
 __all__ = ["JoinableQueue", "Queue", "ShutDown", "SimpleQueue"]
 
@@ -157,7 +160,8 @@ class Queue(Objects[T]):
             self._ring._put_within(self.maxsize, data, Deadline(timeout))
         except queue.Full:
             raise queue.Full(
-                f"queue was full all the time: maxsize={self.maxsize}, {self.qsize()} in it; "
+                f"queue was full all the time: maxsize={self.maxsize}, "
+                f"{self._ring._core.backlog_records()} in it; "
                 "wait longer, or see who is stopped or slow"
             ) from None
 
@@ -204,27 +208,48 @@ class Queue(Objects[T]):
             max_objects: The most to take, ``None`` = all.
             block: ``False`` = do not wait, whatever ``timeout`` says.
             timeout: Seconds to wait for the first; ``None`` = for ever.
+
+        Raises:
+            ValueError: ``max_objects`` is less than 1; and the rest as :meth:`get`. What the
+                codec raises of one has an attribute ``got``: the others, which are taken too.
         """
         timeout = _seconds(block, timeout)
         if self._closed:
             raise ValueError(f"Queue {self!r} is closed")
+        most = sys.maxsize if max_objects is None else byte_count("max_objects", max_objects)
+        if most < 1:
+            raise ValueError(f"number of objects must be 1 or more: max_objects={most}")
         try:
-            if not self._ack:
-                return [self._loads(record) for record in self._ring.get_many(max_objects, timeout)]
+            if self._ack:
+                return self._load_all(self._lease_many(most, timeout))
+            return self._load_all(self._ring.get_many(most, timeout))
         except ClosedError:
             raise self._shut() from None
-        taken = [self.get(True, timeout)]
-        while max_objects is None or len(taken) < int(max_objects):
+
+    def _load_all(self, records: list[bytes]) -> list[T]:
+        objects: list[T] = []
+        failed: Exception | None = None
+        for record in records:
             try:
-                taken.append(self.get(False))
-            except (queue.Empty, ShutDown):
-                break
-        return taken
+                objects.append(self._loads(record))
+            except Exception as error:
+                failed = failed or error
+        if failed:
+            failed.got = objects  # type: ignore[attr-defined]
+            raise failed
+        return objects
 
     def _lease(self, timeout: float | None) -> bytes:
-        cell, record, again = self._ring._take_on_loan(Deadline(timeout))
-        self._mine.add(cell, again)
-        return record
+        return self._ring._take_on_loan(Deadline(timeout), self._mine)
+
+    def _lease_many(self, most: int, timeout: float | None) -> list[bytes]:
+        records = [self._lease(timeout)]
+        try:
+            while len(records) < most:
+                records.append(self._lease(0))
+        except (queue.Empty, IpcmapError):  # for the next call: these are taken
+            pass
+        return records
 
     @property
     def redelivered(self) -> bool:
@@ -255,6 +280,24 @@ class Queue(Objects[T]):
             raise ValueError("task_done() called too many times")
         self._ring._end_loan(cell)
 
+    def destroy(self) -> None:
+        """Free it for the whole family; every handle of it is stale then.
+
+        So is what was taken here and not done with. A queue that was never shared, by a fork
+        or by pickle, is freed with its handle.
+        """
+        super().destroy()
+        self._let_go()
+
+    def __del__(self) -> None:
+        ring = getattr(self, "_ring", None)
+        if ring is not None and ring._maker == os.getpid():  # nobody else can have it
+            self._let_go()
+
+    def _let_go(self) -> None:
+        while (cell := self._mine.next()) is not None:
+            self._ring._end_loan(cell)
+
     # Facts and the end
 
     def qsize(self) -> int:
@@ -282,6 +325,9 @@ class Queue(Objects[T]):
 
     def shutdown(self, immediate: bool = False) -> None:
         """End it for the whole family: no more is put, what is there is taken.
+
+        With ``ack=True``, others hear of the end while a consumer has something in hand; if it
+        dies then, whoever asks once more gets that. Where there is a :meth:`join`, join first.
 
         Args:
             immediate: Whether to take away what is there.
@@ -335,7 +381,7 @@ class JoinableQueue(Queue[T]):
         ctx: Any = None,
     ) -> None:
         super().__init__(maxsize, capacity=capacity, codec=codec, ack=True, arena=arena)
-        self._finished = Condition()
+        self._finished = Condition(arena=self._ring._arena)
 
     def _state(self) -> dict[str, Any]:
         return {**super()._state(), "_finished": self._finished}
@@ -343,7 +389,11 @@ class JoinableQueue(Queue[T]):
     def task_done(self) -> None:
         """Say that what was taken is done with; see :meth:`Queue.task_done`."""
         super().task_done()
-        if self._ring._core.are_awaited() and not self._ring._unfinished():
+        core = self._ring._core
+        # What is in the ring or in hand here spares a search of the arena.
+        if not core.are_awaited() or core.backlog_records() or len(self._mine):
+            return
+        if not self._ring._unfinished():
             self._tell()
 
     def shutdown(self, immediate: bool = False) -> None:

@@ -12,7 +12,7 @@ import os
 import queue
 import re
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from ipcmap._core import ring_layout as at
 from ipcmap._core.layout import Kind
@@ -39,6 +39,16 @@ _FOR_EVER = Deadline(None)
 _INLINE = 1 << 16  # bytes; longer records travel in blocks
 
 Result = TypeVar("Result")
+
+
+class Hands(Protocol):
+    """What keeps the blocks that were taken and not done with."""
+
+    def add(self, cell: Cell, again: bool) -> None:
+        """Keep one; ``again`` = it was taken before."""
+
+    def drop(self, cell: Cell) -> None:
+        """Keep it no more, if it is kept."""
 
 
 class RingHandle(Structure):
@@ -202,19 +212,32 @@ class RingHandle(Structure):
                 # Where the bound is in the way, room is not: wait until something is taken.
                 self._wait(core.producers, outcome, deadline, LARGEST if bound else need)
 
-    def _take_on_loan(self, deadline: Deadline) -> tuple[Cell, bytes, bool]:
-        """Take a record that stays leased: its block, bytes, and whether it came back."""
+    def _take_on_loan(self, deadline: Deadline, hands: Hands) -> bytes:
+        """Take a record that stays leased, in these hands; broken off, it is given back."""
         hand = Hand.empty()
+        cell: Cell | None = None
         try:
             cell = self._lease(hand, deadline)
             with self._telling():
-                return cell, self._core.record_in(cell).tobytes(), self._core.came_back(cell)
-        except BaseException:
+                record = self._core.record_in(cell).tobytes()
+            hands.add(cell, self._core.came_back(cell))
+            return record
+        except BaseException as error:
+            if cell is not None:
+                hands.drop(cell)
+                if isinstance(error, CorruptError):  # nobody can have it
+                    self._end_loan(cell)
+                    raise
             self._core.give_back(hand)
             raise
 
     def _end_loan(self, cell: Cell) -> None:
-        self._core.free_own(cell)
+        try:
+            free_quietly(self._allocator, cell)
+        except BaseException:
+            # By a signal handler. What is done with must not come again.
+            free_quietly(self._allocator, cell)
+            raise
 
     def _unfinished(self, arriving: int = 0) -> int:
         """Count the records that are in the ring, or on loan."""

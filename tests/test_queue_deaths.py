@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import queue
 import random
 import signal
 import threading
@@ -12,6 +13,8 @@ import pytest
 
 from children import Fork
 from ipcmap import Arena, JoinableQueue, Queue
+from ipcmap._core.reference_sections import inside
+from ipcmap._deadline import Deadline
 from ring_harness import Stores, die
 
 SMALL, LARGE = "small", "large" * 20_000
@@ -95,6 +98,34 @@ def test_a_put_killed_at_any_store_leaves_the_bound_as_it_was(record: str, fork:
             if status == 0:
                 assert store > 1
                 break
+
+
+def test_a_put_gives_up_in_time_though_someone_is_stopped(arena: Arena, fork: Fork) -> None:
+    """In a section of the ring, which not even the message of queue.Full waits for."""
+    objects: Queue[int] = Queue(1, arena=arena)
+    objects.put(1)
+    for section in (objects._ring._core._producers_section, objects._ring._core._consumers_section):
+
+        def stop_inside(section: int = section) -> None:
+            inside(section, Deadline(None), lambda: os.kill(os.getpid(), signal.SIGSTOP))
+
+        stopped = fork(stop_inside)
+        os.waitid(os.P_PID, stopped.pid, os.WSTOPPED | os.WNOWAIT)
+        outcome: list[BaseException] = []
+
+        def put(outcome: list[BaseException] = outcome) -> None:
+            try:
+                objects.put(2, timeout=0.01)
+            except queue.Full as error:
+                outcome.append(error)
+
+        producer = threading.Thread(target=put)
+        producer.start()
+        producer.join(10)
+        gave_up = list(outcome)
+        stopped.kill()
+        producer.join()
+        assert len(gave_up) == 1
 
 
 def test_a_storm_of_kills_among_workers_does_every_task(

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import array
+import contextlib
 import gc
+import itertools
 import json
 import logging
 import logging.handlers
 import pickle
 import queue
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -20,6 +23,8 @@ import ipcmap
 from children import Fork
 from ipcmap import Arena, JoinableQueue, Queue, ShutDown, SimpleQueue, StaleHandle
 from ipcmap.codec import PickleCodec
+from ipcmap.objects import Hands
+from ipcmap.ring_handle import RingHandle
 
 OBJECTS: list[Any] = [
     0, -1, 2**63 - 1, -(2**63), 2**63, 10**40, True, False, None, 1.5, float("inf"),
@@ -113,6 +118,30 @@ def test_no_codec_is_refused(codec: Any, error: type[Exception]) -> None:
         Queue(codec=codec)
 
 
+class Parts:
+    """A codec whose records are in parts, not all of them single bytes."""
+
+    def dumps(self, obj: bytes, /) -> list[Any]:
+        return [b"<", array.array("H", [0x3D3D]), memoryview(obj)]
+
+    def loads(self, record: bytes, /) -> bytes:
+        return record
+
+
+@pytest.mark.parametrize("bound", [0, 1])
+def test_a_codec_may_give_parts(bound: int, arena: Arena) -> None:
+    """As the protocol says; what has no bytes is refused, and not taken for a length."""
+    objects: Queue[bytes] = Queue(bound, codec=Parts(), arena=arena)
+    objects.put(b"x" * 100_000)
+    assert objects.get() == b"<==" + b"x" * 100_000
+
+    class Length(Parts):
+        dumps = staticmethod(len)  # type: ignore[assignment]
+
+    with pytest.raises(TypeError):
+        Queue[bytes](codec=Length(), arena=arena).put(b"abc")
+
+
 # Bounds and waiting
 
 
@@ -192,6 +221,44 @@ def test_get_many_takes_no_more_than_it_was_told(arena: Arena) -> None:
         assert objects.get_many(timeout=5) == [2, 3, 4]
         with pytest.raises(queue.Empty):
             objects.get_many(timeout=0)
+
+
+@pytest.mark.parametrize("ack", [False, True])
+def test_get_many_refuses_to_take_none(ack: bool) -> None:
+    """Whether or not it keeps what it takes."""
+    objects: Queue[int] = Queue(ack=ack)
+    objects.put(1)
+    with pytest.raises(ValueError, match="max_objects=0"):
+        objects.get_many(0)
+    assert objects.qsize() == 1
+
+
+@pytest.mark.parametrize("ack", [False, True])
+def test_one_that_cannot_be_loaded_takes_no_other_with_it(ack: bool, arena: Arena) -> None:
+    """They are in the error."""
+    objects: Queue[Any] = Queue(ack=ack, codec="json", arena=arena)
+    objects.put(1)
+    objects._ring.put(b"no json")
+    objects.put(2)
+    with pytest.raises(json.JSONDecodeError) as caught:
+        objects.get_many()
+    assert caught.value.got == [1, 2]  # type: ignore[attr-defined]
+    for _ in range(3):
+        objects.task_done()
+    assert objects._ring._unfinished() == 0
+
+
+def test_get_many_gives_what_it_has_where_the_arena_is_full() -> None:
+    """A lease needs a block; the next call says so."""
+    arena = Arena(4 << 20)
+    objects: Queue[bytes] = Queue(ack=True, capacity=1 << 16, arena=arena)
+    objects.put_many([b"a", b"b" * 8000, b"c"])
+    limit = arena.limit - arena.statistics().bytes_in_use
+    filler = arena.allocate(limit - 4096)
+    assert objects.get_many() == [b"a"]
+    with pytest.raises(ipcmap.ArenaFull):
+        objects.get_many()
+    del filler
 
 
 def test_a_child_can_end_with_objects_unread(arena: Arena, fork: Fork) -> None:
@@ -306,6 +373,30 @@ def test_what_was_never_shared_is_freed_with_its_handle(arena: Arena) -> None:
     assert arena.statistics().blocks == before
 
 
+def test_all_of_a_queue_is_in_its_arena(arena: Arena) -> None:
+    """Also that in which its joiners wait."""
+    before = arena.statistics().blocks
+    tasks: JoinableQueue[int] = JoinableQueue(arena=arena)
+    assert tasks._finished._arena is arena
+    tasks.destroy()
+    assert arena.statistics().blocks == before
+
+
+def test_what_was_taken_ends_with_its_queue(arena: Arena) -> None:
+    """Destroyed, or freed with its handle."""
+    before = arena.statistics().blocks
+    for destroy in (True, False):
+        objects: Queue[int] | None = Queue(ack=True, arena=arena)
+        assert objects is not None
+        objects.put_many([1, 2])
+        objects.get()
+        if destroy:
+            objects.destroy()
+        objects = None
+        gc.collect()
+        assert arena.statistics().blocks == before
+
+
 # Joining
 
 
@@ -357,6 +448,45 @@ def test_a_thread_is_done_with_what_it_took_first() -> None:
     for left in (2, 1, 0):
         tasks.task_done()
         assert tasks._ring._unfinished() == left
+
+
+@pytest.mark.parametrize("record", ["small", "large" * 20_000], ids=["small", "large"])
+def test_a_get_that_is_broken_off_keeps_nothing_back(record: str, arena: Arena) -> None:
+    """It is in hand, or comes again: both can be done with."""
+    ours = {Hands.add.__code__, Hands.drop.__code__, RingHandle._take_on_loan.__code__}
+    ours |= {Queue._lease.__code__, Queue.task_done.__code__, RingHandle._end_loan.__code__}
+
+    class Broken(BaseException):
+        """As a signal handler raises it."""
+
+    for at in itertools.count(1):
+        tasks: Queue[str] = Queue(ack=True, arena=arena)
+        tasks.put(record)
+        steps = itertools.count(1)
+
+        def trace(frame: Any, event: str, _: Any, steps: Any = steps, at: int = at) -> Any:
+            if frame.f_code in ours and event in ("line", "return") and next(steps) == at:
+                raise Broken
+            return trace
+
+        sys.settrace(trace)
+        try:
+            tasks.get(timeout=5)
+            broken = False
+        except Broken:
+            broken = True
+        finally:
+            sys.settrace(None)
+        with contextlib.suppress(queue.Empty):
+            assert tasks.get(timeout=0) == record
+        tasks.task_done()
+        with pytest.raises(ValueError, match="too many"):
+            tasks.task_done()
+        assert tasks._ring._unfinished() == 0
+        tasks.destroy()
+        if not broken:
+            assert at > 5
+            break
 
 
 # With the standard library

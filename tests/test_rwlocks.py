@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import pickle
 import random
 import signal
+import sys
 import time
 from types import FrameType
+from typing import Any
 
 import pytest
 
 from children import Child, Fork
 from ipcmap import Arena, BusyError, Lock, Mapping, NotOwned, RWLock, StaleHandle
+from ipcmap._core.reference_rwlocks import READ, RWLockCore
 from ipcmap.rwlock import Side
 from monitor_harness import Raised, stop, wait_until_dead
 from ring_harness import die
@@ -291,3 +295,37 @@ def test_a_storm_of_kills_breaks_no_exclusion_and_stops_nobody(
         child.kill()
         assert child.wait() == -signal.SIGKILL
     assert lock.writer.acquire(timeout=30)
+
+
+def test_a_release_that_is_broken_off_gives_back_one_level() -> None:
+    """At whichever step; of three levels two are left, and the last release is the last."""
+    ours = RWLockCore._give.__code__
+
+    class Broken(BaseException):
+        """As a signal handler raises it."""
+
+    for levels in (1, 3):
+        for at in itertools.count(1):
+            lock = RWLock()
+            for _ in range(levels):
+                lock.reader.acquire()
+            steps = itertools.count(1)
+
+            def trace(frame: Any, event: str, _: Any, steps: Any = steps, at: int = at) -> Any:
+                if frame.f_code is ours and event == "line" and next(steps) == at:
+                    raise Broken
+                return trace
+
+            sys.settrace(trace)
+            try:
+                lock.reader.release()
+                broken = False
+            except Broken:
+                broken = True
+            finally:
+                sys.settrace(None)
+            assert lock._core.levels(READ) == levels - 1
+            lock.destroy()
+            if not broken:
+                assert at > 2
+                break

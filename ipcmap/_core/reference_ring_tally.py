@@ -74,6 +74,11 @@ class RingTally(RingProducers):
         puts = self._inside(self._producers_section, deadline, self._puts)
         return min((puts - gets & at.NUMBER_MASK) + out, LARGEST)
 
+    def backlog_records(self) -> int:
+        """Return how many records are in it, at a glance: no section is waited for."""
+        gets = self._number_at(at.READ_POS)
+        return self._number_at(at.WRITE_POS) - gets & at.NUMBER_MASK
+
     def are_awaited(self) -> bool:
         """Return whether anyone may wait until there is no unfinished record."""
         return bool(self._words[at.JOINERS])

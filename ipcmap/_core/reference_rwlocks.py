@@ -65,8 +65,7 @@ class RWLockCore(Room):
         except (Reentered, Damaged):
             raise
         except BaseException:
-            if not note[0]:
-                self._give_back(mode, note)
+            self._give_back(mode, note)
             raise
 
     def _give_back(self, mode: int, note: Note) -> bool:
@@ -114,14 +113,14 @@ class RWLockCore(Room):
         own = self._own(self._family.known_holder())
         if not own or not own.verdict & mode:
             return False, []
-        if own.verdict >= 2 * ONE:
-            self._words[own.cell + at.VERDICT] = own.verdict - ONE  # R2 tell
-            note[0] = 1
+        if note[0] or own.verdict >= 2 * ONE:
+            # Noted first: who was broken off stores the same again.
+            note[0] = note[0] or own.verdict - ONE
+            self._words[own.cell + at.VERDICT] = note[0]  # R2 tell
             return True, []
         if mode == WRITE:
             self._words[at.RECOVERED] = 0
         self._words[own.cell + at.WHO] = 0  # R4 leave
-        note[0] = 1
         return True, self._grant()
 
     def _own(self, me: int) -> Member | None:
