@@ -34,8 +34,9 @@ from ipcmap.family import ExitRecord
 from ipcmap.listener import Listener
 from ipcmap.loans import Attachment, Claim, Lease
 from ipcmap.mapping import PAGE_SIZE, Mapping
+from ipcmap.objects import ShutDown, SimpleQueue
 from ipcmap.process import Process
-from ipcmap.queues import JoinableQueue, Queue, ShutDown, SimpleQueue
+from ipcmap.queues import JoinableQueue, Queue
 from ipcmap.ring import Ring, RingStatistics
 from ipcmap.sync import (
     Barrier,

@@ -15,7 +15,7 @@ from ipcmap.arena import Arena, default_arena
 from ipcmap.codec import find_codec
 from ipcmap.ring import Ring
 
-__all__ = ["Hands", "Objects", "ShutDown", "restored"]
+__all__ = ["Hands", "Objects", "ShutDown", "SimpleQueue", "restored"]
 
 T = TypeVar("T")
 
@@ -66,6 +66,56 @@ class Objects(Generic[T]):
         A queue that was never shared, by a fork or by pickle, is freed with its handle.
         """
         self._ring.destroy()
+
+
+class SimpleQueue(Objects[T]):
+    """The least of queues: ``put``, ``get`` and ``empty``, as long as it takes.
+
+    Args: as of :class:`Queue`.
+
+    Example:
+        >>> answers: SimpleQueue[int] = SimpleQueue()
+        >>> answers.put(42)
+        >>> answers.get()
+        42
+    """
+
+    def __init__(
+        self,
+        *,
+        capacity: SupportsIndex | None = None,
+        codec: Any = None,
+        arena: Arena | None = None,
+        ctx: Any = None,
+    ) -> None:
+        super().__init__(capacity, codec, arena)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return restored, (type(self), {"_codec": self._codec, "_ring": self._ring})
+
+    def put(self, obj: T) -> None:
+        """Append an object, waiting for room."""
+        self._open()
+        self._put_record(self._dumps(obj), None)
+
+    def get(self) -> T:
+        """Take the oldest object, waiting for one."""
+        self._open()
+        result: T = self._loads(self._ring.get())
+        return result
+
+    def empty(self) -> bool:
+        """Return whether there is none; it may be stale at once."""
+        self._open()
+        return not len(self._ring)
+
+    def close(self) -> None:
+        """Say that this process neither puts nor gets any more; for others nothing changes."""
+        self._closed = True
+
+    def _open(self) -> None:
+        if self._closed:
+            raise OSError(f"SimpleQueue {self!r} is closed")
 
 
 class Hands:

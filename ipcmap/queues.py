@@ -1,10 +1,9 @@
-"""Queues of objects: multiprocessing's three, on a ring.
+"""Queues of objects, on a ring: with a bound, an end, and what a dead consumer had in hand.
 
-The interface is that of multiprocessing.Queue, JoinableQueue and SimpleQueue, with
-``shutdown`` of queue.Queue. There is no feeder thread and no pipe: ``put`` pickles in
-the caller, and when it returns the object's bytes are in the ring, so a child can end
-with objects unread. What stands in it is exact: ``qsize``, ``empty`` and ``full`` ask
-the ring.
+The interface is that of multiprocessing.Queue and JoinableQueue, with ``shutdown`` of
+queue.Queue. There is no feeder thread and no pipe: ``put`` pickles in the caller, and
+when it returns the object's bytes are in the ring, so a child can end with objects
+unread. What stands in it is exact: ``qsize``, ``empty`` and ``full`` ask the ring.
 
 With ``ack=True`` what a consumer has taken is a lease of the ring's until ``task_done``:
 when the consumer dies before that, another gets it (``_core/reference_ring_blocks.py``).
@@ -25,7 +24,7 @@ from ipcmap.errors import ClosedError, IpcmapError
 from ipcmap.objects import Hands, Objects, ShutDown, restored
 from ipcmap.pages import byte_count
 
-__all__ = ["JoinableQueue", "Queue", "ShutDown", "SimpleQueue"]
+__all__ = ["JoinableQueue", "Queue"]
 
 T = TypeVar("T")
 
@@ -421,56 +420,6 @@ class JoinableQueue(Queue[T]):
         """Free it for the whole family; see :meth:`Queue.destroy`."""
         super().destroy()
         self._finished.destroy()
-
-
-class SimpleQueue(Objects[T]):
-    """The least of queues: ``put``, ``get`` and ``empty``, as long as it takes.
-
-    Args: as of :class:`Queue`.
-
-    Example:
-        >>> answers: SimpleQueue[int] = SimpleQueue()
-        >>> answers.put(42)
-        >>> answers.get()
-        42
-    """
-
-    def __init__(
-        self,
-        *,
-        capacity: SupportsIndex | None = None,
-        codec: Any = None,
-        arena: Arena | None = None,
-        ctx: Any = None,
-    ) -> None:
-        super().__init__(capacity, codec, arena)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return restored, (type(self), {"_codec": self._codec, "_ring": self._ring})
-
-    def put(self, obj: T) -> None:
-        """Append an object, waiting for room."""
-        self._open()
-        self._put_record(self._dumps(obj), None)
-
-    def get(self) -> T:
-        """Take the oldest object, waiting for one."""
-        self._open()
-        result: T = self._loads(self._ring.get())
-        return result
-
-    def empty(self) -> bool:
-        """Return whether there is none; it may be stale at once."""
-        self._open()
-        return not len(self._ring)
-
-    def close(self) -> None:
-        """Say that this process neither puts nor gets any more; for others nothing changes."""
-        self._closed = True
-
-    def _open(self) -> None:
-        if self._closed:
-            raise OSError(f"SimpleQueue {self!r} is closed")
 
 
 def _seconds(block: bool, timeout: float | None) -> float | None:
