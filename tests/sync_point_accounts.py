@@ -10,11 +10,11 @@ import os
 import signal
 import time
 
+from ipcmap import Arena
 from ipcmap._core import reference_sections as sections
+from ipcmap._core.layout import BYTES_IN_USE, JOURNAL, WARM_BYTES
 from ring_traffic import GETTING, GETTING_MANY, Name
-from sync_point_stage import COUNT, Stage, code_of, until
-
-STOPPED = 2.0  # seconds; longer than any slice
+from sync_point_stage import COUNT, STOPPED, Stage, code_of, until
 
 # What holds no section; all other points do.
 OUTSIDE = {
@@ -29,6 +29,15 @@ OUTSIDE = {
     "P6 post in parking_wake, before",
     "P6 post in parking_wake, after",
 }
+# Where a block is taken, filled, copied and freed: in the allocator's section, or in none.
+OUTSIDE_FUNCTIONS = {"put_large", "get_large", "copy", "store_block", "free_block"} | {
+    "enter",
+    "leave",
+    "free_cell",
+    "cells_take",
+    "cells_free",
+    "book",
+}
 # Whoever dies here was an heir, and had not counted it.
 UNCOUNTED = {
     "X1 make consistent in take_over, before",
@@ -36,14 +45,23 @@ UNCOUNTED = {
     "X1 count the takeover in take_over, before",
 }
 # From here on the record of a put is in the ring; before it, and inside, it is not.
-COMMITTED = {"R1 publish in ring_put, after", "R1 publish in ring_put_many, after"}
+COMMITTED = {
+    f"R1 publish in {function}, after"
+    for function in ("ring_put", "ring_put_many", "ring_put_block")
+}
 NOT_COMMITTED = {
     f"{step} in {function}, {moment}"
-    for function in ("ring_put", "ring_put_many")
+    for function in ("ring_put", "ring_put_many", "ring_put_block")
     for step, moment in [
         ("R0 fill", "before"),
         ("R0 fill", "amid"),
         ("R0 fill", "after"),
+        ("position", "before"),
+        ("position", "after"),
+        ("offset", "before"),
+        ("offset", "after"),
+        ("generation", "before"),
+        ("generation", "after"),
         ("header", "before"),
         ("header", "after"),
         ("stub", "before"),
@@ -60,6 +78,14 @@ NOT_TAKEN = {
         ("R0 copy", "after"),
         ("R2 consume", "before"),
     ]
+} | {
+    "B2 retag in ring_get_block, before",
+    "A4 retag in cells_pass_on, before",
+    "A4 retag in cells_pass_on, after",
+    "B2 retag in ring_get_block, after",
+    "call in ring_get_block, before",
+    "call in ring_get_block, after",
+    "R2 consume in ring_get_block, before",
 }
 
 
@@ -83,6 +109,7 @@ def settle(stage: Stage) -> bool:
         assert code_of(pid) == 0, "a consumer"
     _check_records(stage, struck)
     _check_bookkeeping(stage, struck)
+    _check_blocks(stage)
     return struck
 
 
@@ -141,7 +168,7 @@ def _check_records(stage: Stage, struck: bool) -> None:
         assert not (first and point in COMMITTED) or in_hand & set(came), "committed"
         assert point not in NOT_COMMITTED or stage.call == "put_many" or not in_hand & set(came)
         assert not (first and point in NOT_COMMITTED) or not in_hand & set(came), "never put"
-        if not stage.produces and not (point in NOT_TAKEN and (first or stage.call == "get")):
+        if not stage.produces and not (point in NOT_TAKEN and (first or stage.call != "get_many")):
             lost_at_most += {GETTING: 1, GETTING_MANY: COUNT}.get(victim.phase, 0)
     assert set(came) <= possible, set(came) - possible
     lost = sure - set(came)
@@ -161,7 +188,7 @@ def _check_bookkeeping(stage: Stage, struck: bool) -> None:
     ring, facts = stage.ring, stage.ring.statistics()
     takeovers, sleepers = stage.deaths_inside, 0
     if struck and stage.strike and stage.mode == "kill":
-        takeovers += stage.strike.point not in OUTSIDE
+        takeovers += not _is_outside(stage.strike.point)
         takeovers -= stage.strike.point in UNCOUNTED
         sleepers = 1
     for section in (ring._core._producers_section, ring._core._consumers_section):
@@ -174,3 +201,34 @@ def _check_bookkeeping(stage: Stage, struck: bool) -> None:
         mine, other = counted if stage.produces else counted[::-1]
         assert other == 0
         assert mine <= sleepers
+
+
+def _is_outside(point: str) -> bool:
+    """Return whether no section of a ring is held at a point."""
+    function = point.rpartition(" in ")[2].partition(",")[0]
+    return point in OUTSIDE or function in OUTSIDE_FUNCTIONS
+
+
+def _check_blocks(stage: Stage) -> None:
+    """The counts are right for whoever comes next; a sweep leaves the ring's own block alone."""
+    for block in stage.blocks:
+        block.free()
+    check_counts(stage.arena)
+    stage.arena.sweep()
+    check_counts(stage.arena)
+    assert stage.arena.statistics().blocks == 1, stage.arena.statistics()
+    stage.ring.destroy()
+    assert stage.arena.statistics().bytes_in_use == 0
+
+
+def check_counts(arena: Arena) -> None:
+    """The counts of all cells say what their tags say, once the section was entered."""
+    arena.allocate(64).free()  # whoever finds a journal makes the counts of its class anew
+    inside, facts = arena._open(), arena.statistics()
+    words, census = inside.words, inside.allocator.census()
+    assert words[JOURNAL] == 0
+    assert (words[BYTES_IN_USE], words[WARM_BYTES]) == (facts.bytes_in_use, facts.bytes_kept)
+    for size_class, counted in census:
+        counts = (words[size_class.used], words[size_class.used_nbytes], words[size_class.warm])
+        assert counts == (counted.blocks, counted.nbytes, counted.warm), size_class
+    assert facts.damaged == 0

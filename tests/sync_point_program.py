@@ -17,12 +17,10 @@ import os
 import signal
 import sys
 import traceback
-from collections import Counter
 from collections.abc import Callable
 from functools import partial
-from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import native_build
 
@@ -32,35 +30,40 @@ if TYPE_CHECKING:
 STRUCK, MISSED = 0, 3  # exit codes of a run
 AT_A_TIME = {"stop": 48}  # those are asleep most of the time
 OTHERWISE = 6
-ROUNDS = 3  # for points that were missed
+ROUNDS = 3  # in each scene, for points that were missed
 
 Job = tuple[str, str, "Strike | None"]  # scene, call, strike
 
 
 def main(build: str, folder: str, call: str, mode: str, extent: str = "") -> None:
     native = native_build.load(build)
-    from sync_point_scenes import SCENES
     from sync_point_stage import Strike
 
-    rehearsals: list[Job] = [(scene, call, None) for scene in SCENES]
+    scenes = company(call)[0]
+    rehearsals: list[Job] = [(scene, call, None) for scene in scenes]
     failures = run(rehearsals, folder, OTHERWISE)[1]
-    files = {scene: Path(folder, f"{scene}.trace") for scene in SCENES}
+    files = {scene: Path(folder, f"{scene}.trace") for scene in scenes}
     traces = {name: file.read_text().split("\n") for name, file in files.items() if file.exists()}
-    struck, runs, jobs = set[str](), 0, list[Job]()
-    for turn, (scene, trace) in product(range(ROUNDS if mode != "trace" else 0), traces.items()):
-        everywhere = bool(extent) and not turn
-        for point, times in sorted(Counter(trace).items()):
-            if everywhere or point not in struck:
-                passes = range(1, min(times, 2 if everywhere else 1) + 1)
-                jobs += ((scene, call, Strike(point, passing, mode)) for passing in passes)
-        if everywhere and scene != [*traces][-1]:
-            continue  # all at once
+    passed = sorted(set().union(*traces.values()))
+    struck, runs = set[str](), 0
+    for turn in range(ROUNDS * len(scenes) if mode != "trace" else 0):
+        jobs = list[Job]()
+        for point in passed:
+            where = [scene for scene, trace in traces.items() if point in trace]
+            if extent and not turn:
+                jobs += (
+                    (scene, call, Strike(point, passing, mode))
+                    for scene in where
+                    for passing in range(1, min(traces[scene].count(point), 2) + 1)
+                )
+            elif point not in struck:
+                jobs.append((where[turn % len(where)], call, Strike(point, 1, mode)))
         done, failed = run(jobs, folder, AT_A_TIME.get(mode, OTHERWISE))
         struck |= {strike.point for _, _, strike in done if strike}
-        runs, failures, jobs = runs + len(done), failures + failed, []
+        runs, failures = runs + len(done), failures + failed
     facts = {
         "points": sorted(native.points()),
-        "passed": sorted(set().union(*traces.values())),
+        "passed": passed,
         "struck": sorted(struck),
         "runs": runs,
         "failures": failures,
@@ -87,14 +90,24 @@ def run(jobs: list[Job], folder: str, most: int) -> tuple[list[Job], list[str]]:
     return done, failures
 
 
+def company(call: str) -> tuple[dict[str, Callable[[Any], None]], Any, Callable[[Any], bool]]:
+    """Return what is played of a call: the scenes, the stage, and what ends it."""
+    if call in ("allocate", "free", "retag"):
+        import sync_point_blocks as of_blocks
+
+        return of_blocks.SCENES, of_blocks.BlockStage, of_blocks.settle
+    import sync_point_accounts
+    import sync_point_scenes
+    import sync_point_stage
+
+    return sync_point_scenes.SCENES, sync_point_stage.Stage, sync_point_accounts.settle
+
+
 def play(scene: str, call: str, strike: Strike | None, folder: str) -> int:
     """Play a scene to its end, and check the accounts."""
-    from sync_point_accounts import settle
-    from sync_point_scenes import SCENES
-    from sync_point_stage import Stage
-
-    stage = Stage(call, strike)
-    SCENES[scene](stage)
+    scenes, stage_of, settle = company(call)
+    stage = stage_of(call, strike)
+    scenes[scene](stage)
     struck = settle(stage)
     if not strike:
         Path(folder, f"{scene}.trace").write_text("\n".join(stage.trace()))

@@ -11,9 +11,8 @@ import os
 import signal
 from collections.abc import Callable
 
-from sync_point_stage import Stage, code_of, is_over, until
+from sync_point_stage import Stage, code_of, is_over, is_waiting, until
 
-INSIDE = {"put": "R1 publish in ring_put, before", "get": "R2 consume in ring_get, before"}
 WAITING = "X1 enter in section_wait, before"
 SETTLING = "X1 enter in section_settle, before"
 
@@ -25,7 +24,7 @@ def room(stage: Stage) -> None:
         stage.consume()
         stage.asleep(0, 2)
     else:
-        stage.fill(3)
+        stage.fill(stage.filled)
         stage.produce(1)
         stage.produce(1)
         stage.asleep(2, 0)
@@ -34,7 +33,7 @@ def room(stage: Stage) -> None:
 
 def edge(stage: Stage) -> None:
     """The next record does not fit before the end of the ring."""
-    stage.advance(3)
+    stage.advance(stage.filled)
     if stage.produces:
         stage.consume()
     else:
@@ -45,7 +44,7 @@ def edge(stage: Stage) -> None:
 
 def padding_alone(stage: Stage) -> None:
     """A producer died between its padding record and the record."""
-    stage.advance(3)
+    stage.advance(stage.filled)
     stage.helper("put", "note room_end in note_room, before", signal.SIGKILL)
     if stage.produces:
         stage.consume()
@@ -73,7 +72,7 @@ def end(stage: Stage) -> None:
 def timeout(stage: Stage) -> None:
     """Nothing comes in time."""
     if stage.produces:
-        stage.fill(3)
+        stage.fill(stage.filled)
     stage.strike_down(0.05)
     until(lambda: is_over(stage.victim))
 
@@ -81,17 +80,17 @@ def timeout(stage: Stage) -> None:
 def heir(stage: Stage) -> None:
     """The last one in the victim's own section died there."""
     _prepare(stage)
-    stage.helper(_own(stage), INSIDE[_own(stage)], signal.SIGKILL)
+    stage.helper(_own(stage), _inside(stage, _own(stage)), signal.SIGKILL)
     stage.strike_down()
 
 
 def heir_across(stage: Stage) -> None:
     """The last one in the other side's section died there, and the victim has to wait."""
     if stage.produces:
-        stage.fill(3)
-        stage.helper("get", INSIDE["get"], signal.SIGKILL)
+        stage.fill(stage.filled)
+        stage.helper("get", _inside(stage, "get"), signal.SIGKILL)
     else:
-        stage.helper("put", INSIDE["put"], signal.SIGKILL)
+        stage.helper("put", _inside(stage, "put"), signal.SIGKILL)
     stage.strike_down()
     stage.asleep(stage.produces, not stage.produces)
     if stage.produces:
@@ -120,6 +119,17 @@ def busy_until_it_waits(stage: Stage) -> None:
     _miss(stage, WAITING)
 
 
+def scattered(stage: Stage) -> None:
+    """The only free cell is behind the allocator's cursor; the one before it is used."""
+    first, second, third = [stage.arena.allocate(500) for _ in range(3)]
+    first.free()
+    second.free()
+    stage.blocks += [third, stage.arena.allocate(500)]
+    if not stage.produces:
+        stage.fill(3)
+    stage.strike_down()
+
+
 SCENES: dict[str, Callable[[Stage], None]] = {
     scene.__name__: scene
     for scene in (
@@ -135,6 +145,7 @@ SCENES: dict[str, Callable[[Stage], None]] = {
         busy_heir,
         busy_for_a_moment,
         busy_until_it_waits,
+        scattered,
     )
 }
 
@@ -143,20 +154,26 @@ def _own(stage: Stage) -> str:
     return "put" if stage.produces else "get"
 
 
+def _inside(stage: Stage, call: str) -> str:
+    """Return the last point in its section at which a call has changed nothing yet."""
+    step = "R1 publish" if call == "put" else "R2 consume"
+    return f"{step} in ring_{call}{'_block' if stage.large else ''}, before"
+
+
 def _prepare(stage: Stage) -> None:
     """See to it that the victim need not wait for long."""
     if stage.produces:
         stage.consume()
         stage.asleep(0, 1)
     else:
-        stage.fill(3)
+        stage.fill(stage.filled)
         stage.produce(3)
         stage.asleep(1, 0)
 
 
 def _wait_together(stage: Stage) -> None:
     if stage.produces:
-        stage.fill(3)
+        stage.fill(stage.filled)
         stage.produce(2)
         stage.asleep(1, 0)
         stage.strike_down()
@@ -171,9 +188,9 @@ def _wait_together(stage: Stage) -> None:
 def _meet(stage: Stage, number: int) -> None:
     """Let the victim come to a section that is held, and its holder then go on, or die."""
     _prepare(stage)
-    holder = stage.helper(_own(stage), INSIDE[_own(stage)], signal.SIGSTOP)
+    holder = stage.helper(_own(stage), _inside(stage, _own(stage)), signal.SIGSTOP)
     stage.strike_down()
-    until(lambda: is_over(stage.victim) or _is_waiting(stage.victim))
+    until(lambda: is_over(stage.victim) or is_waiting(stage.victim))
     os.kill(holder, number)
     if number == signal.SIGKILL:
         stage.deaths_inside += 1
@@ -183,7 +200,7 @@ def _meet(stage: Stage, number: int) -> None:
 def _miss(stage: Stage, point: str) -> None:
     """Stop the victim where it has found the section held, and let the holder leave."""
     _prepare(stage)
-    holder = stage.helper(_own(stage), INSIDE[_own(stage)], signal.SIGSTOP)
+    holder = stage.helper(_own(stage), _inside(stage, _own(stage)), signal.SIGSTOP)
     stage.also.append((point, 1, signal.SIGSTOP))
     stage.strike_down()
     until(lambda: is_over(stage.victim))
@@ -192,9 +209,3 @@ def _miss(stage: Stage, point: str) -> None:
     if stage.strike and stage.mode == "stop" and stage.strike.point == point:
         return
     os.kill(stage.victim, signal.SIGCONT)
-
-
-def _is_waiting(pid: int) -> bool:
-    """Return whether a process sleeps in a call of the kernel."""
-    with open(f"/proc/{pid}/stat") as file:
-        return file.read().rpartition(")")[2].split()[0] == "S"

@@ -20,18 +20,18 @@ from random import Random
 from types import FrameType
 from typing import Any, NamedTuple
 
-from ipcmap import Arena, ClosedError, Mapping, Ring
+from ipcmap import Arena, Block, ClosedError, Mapping, Ring
 from ipcmap._core import native as loaded
 from ring_traffic import GETTING, GETTING_MANY, IDLE, Log, Name, pack, unpack
 
 native: Any = loaded  # with what the hook build adds
 
-CALLS = ["put", "put_many", "get", "get_many"]
-MODES = ["kill", "stop", "raise", "fork"]
-CAPACITY = 256  # bytes
-BODY = 48  # bytes; a record takes 72: three fill the ring, the fourth needs padding
+CAPACITY, BODY, FILLED = 256, 48, 3  # bytes; a record takes 80: three, and then padding
+LARGE_CAPACITY, LARGE_BODY, LARGE_FILLED = 128, 300, 5  # in a block; 24 bytes of the ring
+HUGE_BODY = 600_000  # a producer's first one: copied without the GIL, its block is kept warm
 ENTRIES = 10_000  # of a log
 COUNT = 3  # records that the victim puts or takes
+STOPPED = 2.0  # seconds; longer than any slice
 PATIENCE = 20.0  # seconds that any wait may take: far more than slices add up to
 
 
@@ -52,8 +52,10 @@ class Stage:
 
     def __init__(self, call: str, strike: Strike | None) -> None:
         self.call, self.strike = call, strike
-        self.produces = call.startswith("put")
-        self.ring = Ring(CAPACITY, arena=Arena(16 << 20, backend="native"))
+        self.produces, self.large = call.startswith("put"), call.endswith("_large")
+        self.filled = LARGE_FILLED if self.large else FILLED  # so many records fill the ring
+        self.arena = Arena(16 << 20, backend="native")
+        self.ring = Ring(LARGE_CAPACITY if self.large else CAPACITY, arena=self.arena)
         self.producers, self.consumers = list[Log](), list[Log]()
         self.helpers = list[Log]()
         self.givers, self.takers = list[int](), list[int]()
@@ -67,6 +69,7 @@ class Stage:
         self.stops = 0  # of others, in a section
         self.also: list[tuple[str, int, int]] = []
         self.handled = Mapping.anonymous(1)  # 1 = the handler ran
+        self.blocks = list[Block]()  # beside those of records
         self._trace, self._trace_write = os.pipe()
 
     def log(self, logs: list[Log]) -> Log:
@@ -76,23 +79,9 @@ class Stage:
 
     # Who takes part
 
-    def start(self, work: Callable[..., object], *args: Any) -> int:
-        """Do something in a process of its own."""
-        pid = os.fork()
-        if pid == 0:
-            code = 1
-            try:
-                work(*args)
-                code = 0
-            except BaseException:
-                os.write(2, traceback.format_exc().encode())
-            finally:
-                os._exit(code)
-        return pid
-
     def strike_down(self, timeout: float = PATIENCE) -> None:
         """Start the victim."""
-        self.victim = self.start(self._be_struck, timeout)
+        self.victim = start(self._be_struck, timeout)
 
     def _be_struck(self, timeout: float) -> None:
         signals = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}
@@ -119,17 +108,17 @@ class Stage:
         """Have a child use the ring amid a call of its parent."""
         self.handled[0] = 1
         call = "put" if self.produces else "get"
-        child = self.start(self.work, call, self.child, 1, 0)
+        child = start(self.work, call, self.child, 1, 0)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
     def produce(self, count: int) -> None:
         """Start a producer of so many records."""
         log = self.log(self.producers)
-        self.givers.append(self.start(self.work, "put", log, count, PATIENCE))
+        self.givers.append(start(self.work, "put", log, count, PATIENCE))
 
     def consume(self) -> None:
         """Start a consumer that goes on until the ring has ended."""
-        self.takers.append(self.start(self.take, self.log(self.consumers)))
+        self.takers.append(start(self.take, self.log(self.consumers)))
 
     def take(self, log: Log) -> None:
         """Take until the ring has ended, one and many, by either engine's method."""
@@ -156,7 +145,7 @@ class Stage:
             native.arm(point, 1, number)
             self.work(call, log, 1, PATIENCE)
 
-        pid = self.start(be_helper)
+        pid = start(be_helper)
         until(lambda: is_over(pid))
         if number == signal.SIGKILL:
             assert code_of(pid) == -signal.SIGKILL
@@ -177,10 +166,10 @@ class Stage:
                 try:
                     if call.startswith("put"):
                         log.begin(number + step)
-                        put = self.ring.put if call == "put" else self.ring.put_many
-                        put(records[0] if call == "put" else records, timeout)
+                        put = self.ring.put if step == 1 else self.ring.put_many
+                        put(records[0] if step == 1 else records, timeout)
                         log.end()
-                    elif call == "get":
+                    elif call != "get_many":
                         log.enter(GETTING)
                         log.take(unpack(self.ring.get(timeout)))
                     elif log.count < count:
@@ -188,7 +177,7 @@ class Stage:
                         log.take(*map(unpack, self.ring.get_many(count, timeout)))
                 except Raised:
                     if name < 0:
-                        self.doubts.take(*[Name(0, 0)] * (1 if call == "get" else count))
+                        self.doubts.take(*[Name(0, 0)] * (count if call == "get_many" else 1))
                     else:
                         self.doubts.take(*(Name(name, n) for n in range(number, number + step)))
                         log.begin(number + step)
@@ -201,7 +190,8 @@ class Stage:
 
     def record(self, producer: int, number: int) -> bytes:
         """Return one record."""
-        return pack(Name(max(producer, 0), number), BODY, Random(number))
+        body = BODY if not self.large else LARGE_BODY if number else HUGE_BODY
+        return pack(Name(max(producer, 0), number), body, Random(number))
 
     def fill(self, count: int) -> None:
         """Put so many records, which there is room for."""
@@ -230,7 +220,14 @@ class Stage:
             time.sleep(0.002)
 
     def try_to_fill(self, timeout: float) -> None:
-        """Put one more if there is room in time: somebody may be stopped in the section."""
+        """Put one more if there is room in time: somebody may be stopped in the section.
+
+        Of the arena's section nobody waits for a part of the time: that is for another process.
+        """
+        if self.large:
+            if not self.givers or is_over(self.givers[-1]):
+                self.produce(1)
+            return
         with suppress(Full, ClosedError):
             self.ring.put(self.record(0, self.mine.count), timeout)
             self.mine.begin(self.mine.count + 1)
@@ -258,6 +255,21 @@ class Stage:
         return self.strike.mode if self.strike else ""
 
 
+def start(work: Callable[..., object], *args: Any) -> int:
+    """Do something in a process of its own."""
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            work(*args)
+            code = 0
+        except BaseException:
+            os.write(2, traceback.format_exc().encode())
+        finally:
+            os._exit(code)
+    return pid
+
+
 def until(condition: Callable[[], object]) -> None:
     """Wait until something holds; the test's own timeout is the limit."""
     while not condition():
@@ -268,6 +280,12 @@ def is_over(pid: int) -> bool:
     """Return whether a child has ended, or is stopped."""
     flags = os.WEXITED | os.WSTOPPED | os.WNOHANG | os.WNOWAIT
     return os.waitid(os.P_PID, pid, flags) is not None
+
+
+def is_waiting(pid: int) -> bool:
+    """Return whether a process sleeps in a call of the kernel."""
+    with open(f"/proc/{pid}/stat") as file:
+        return file.read().rpartition(")")[2].split()[0] == "S"
 
 
 def code_of(pid: int) -> int:

@@ -21,7 +21,10 @@ import pytest
 
 import native_build
 
-CALLS = ["put", "put_many", "get", "get_many"]
+SMALL = ["put", "put_many", "get", "get_many"]
+LARGE = ["put_large", "get_large"]  # of records in blocks
+OF_BLOCKS = ["allocate", "free", "retag"]
+MODES = ["kill", "stop", "raise", "fork"]
 COMPILER = shlex.split(sysconfig.get_config_var("CC") or "cc")[0]
 
 pytestmark = [
@@ -54,7 +57,7 @@ def strike(hooks: Path, folder: Path, *arguments: str) -> dict[str, Any]:
 def test_every_point_is_passed_by_some_call(hooks: Path, tmp_path: Path) -> None:
     """A step that no scene comes to would be one at which nobody is killed."""
     points, passed = set[str](), set[str]()
-    for call in CALLS:
+    for call in [*SMALL, *LARGE, *OF_BLOCKS]:
         facts = strike(hooks, tmp_path, call, "trace")
         assert facts["failures"] == []
         points = set(facts["points"])
@@ -64,19 +67,25 @@ def test_every_point_is_passed_by_some_call(hooks: Path, tmp_path: Path) -> None
     assert points == passed
 
 
+RUNS = [
+    *((call, "kill", "everywhere") for call in SMALL),
+    *((call, "kill", "") for call in [*LARGE, *OF_BLOCKS]),
+    *((call, mode, "") for mode in MODES[1:] for call in SMALL),
+    *((call, mode, "") for mode in MODES[1:3] for call in [*LARGE, *OF_BLOCKS]),
+]
+FULLER = [
+    (call, mode, extent)
+    for extent in ("", "everywhere")
+    for mode in MODES
+    for call in [*SMALL, *LARGE, *OF_BLOCKS]
+    if (call, mode, extent) not in RUNS
+]
+
+
 @pytest.mark.parametrize(
-    ("mode", "extent"),
-    [
-        ("kill", "everywhere"),
-        ("stop", ""),
-        ("raise", ""),
-        ("fork", ""),
-        pytest.param("stop", "everywhere", marks=pytest.mark.stress),
-        pytest.param("raise", "everywhere", marks=pytest.mark.stress),
-        pytest.param("fork", "everywhere", marks=pytest.mark.stress),
-    ],
+    ("call", "mode", "extent"),
+    [*RUNS, *(pytest.param(*run, marks=pytest.mark.stress) for run in FULLER)],
 )
-@pytest.mark.parametrize("call", CALLS)
 def test_whoever_is_struck_at_a_point_takes_nothing_along_but_the_call_in_hand(
     call: str, mode: str, extent: str, hooks: Path, tmp_path: Path
 ) -> None:

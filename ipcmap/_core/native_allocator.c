@@ -47,21 +47,32 @@ static void store_word(cells_t *cells, uint64_t index, uint64_t value)
     atomic_store_explicit(&cells->shm_words[index], value, memory_order_release);
 }
 
+static inline void leave(cells_t *cells)
+{
+    STEP("X2 leave", pthread_mutex_unlock(cells->shm_section));
+}
+
 /* Enter the section, if it is free within a moment and nothing is to be repaired. */
 static outcome_t enter(cells_t *cells)
 {
-    int answer = pthread_mutex_trylock(cells->shm_section); /* X1 enter */
+    SYNC_POINT("X1 enter", "before");
+    int answer = pthread_mutex_trylock(cells->shm_section);
     for (int tries = 0; UNLIKELY(answer == EBUSY) && tries < TRIES; tries++) {
         for (int pauses = 0; pauses <= tries; pauses++)
             relax();
-        answer = pthread_mutex_trylock(cells->shm_section); /* X1 enter */
+        SYNC_POINT("X1 enter", "before");
+        answer = pthread_mutex_trylock(cells->shm_section);
     }
-    if (UNLIKELY(answer == EOWNERDEAD) && (answer = pthread_mutex_consistent(cells->shm_section)))
-        section_leave(cells->shm_section);
+    if (UNLIKELY(answer == EOWNERDEAD)) {
+        STEP("X1 make consistent", answer = pthread_mutex_consistent(cells->shm_section));
+        if (answer)
+            leave(cells);
+    }
     if (UNLIKELY(answer))
         return UNUSUAL;
+    SYNC_POINT("X1 enter", "after");
     if (UNLIKELY(word(cells, JOURNAL))) {
-        section_leave(cells->shm_section);
+        leave(cells);
         return UNUSUAL;
     }
     return DONE;
@@ -84,14 +95,14 @@ static void book(cells_t *cells, const class_t *class, int64_t blocks, int64_t n
     if (UNLIKELY(used > class->capacity || used_nbytes > in_use || in_use > LARGEST ||
                  cells_warm > class->capacity || warm_bytes > LARGEST))
         return;
-    store_word(cells, class->line + CLASS_USED, used);
-    store_word(cells, class->line + CLASS_USED_NBYTES, used_nbytes);
-    store_word(cells, BYTES_IN_USE, in_use);
+    STEP("used", store_word(cells, class->line + CLASS_USED, used));
+    STEP("used bytes", store_word(cells, class->line + CLASS_USED_NBYTES, used_nbytes));
+    STEP("bytes in use", store_word(cells, BYTES_IN_USE, in_use));
     if (warm) {
-        store_word(cells, class->line + CLASS_WARM, cells_warm);
-        store_word(cells, WARM_BYTES, warm_bytes);
+        STEP("warm", store_word(cells, class->line + CLASS_WARM, cells_warm));
+        STEP("warm bytes", store_word(cells, WARM_BYTES, warm_bytes));
     }
-    store_word(cells, JOURNAL, 0);
+    STEP("clear journal", store_word(cells, JOURNAL, 0));
 }
 
 /* Find a free cell: a warm one, one near the cursor, or a fresh one. */
@@ -119,11 +130,11 @@ static outcome_t free_cell(cells_t *cells, const class_t *class, uint64_t *index
                 return DONE;
             }
         }
-        store_word(cells, class->line + CLASS_CURSOR, stop);
+        STEP("cursor", store_word(cells, class->line + CLASS_CURSOR, stop));
     }
     if (high == class->capacity || word(cells, class->tags + high) & STATE)
         return UNUSUAL;
-    store_word(cells, class->line + CLASS_HIGH_WATER, high + 1);
+    STEP("high water", store_word(cells, class->line + CLASS_HIGH_WATER, high + 1));
     *index = high;
     return DONE;
 }
@@ -140,19 +151,19 @@ outcome_t cells_take(cells_t *cells, uint64_t nbytes, uint64_t kind, uint64_t ow
     uint64_t in_use = word(cells, BYTES_IN_USE), index;
     if (in_use > cells->limit || charge > cells->limit - in_use ||
         free_cell(cells, class, &index) != DONE) {
-        section_leave(cells->shm_section);
+        leave(cells);
         return UNUSUAL;
     }
     uint64_t tag = word(cells, class->tags + index);
     uint64_t generation = ((tag >> GENERATION_SHIFT) + 1) & UINT32_MAX;
     generation = generation ? generation : 1;
     uint64_t new = generation << GENERATION_SHIFT | kind << KIND_SHIFT | USED | owner;
-    store_word(cells, class->lengths + index, nbytes);
-    store_word(cells, JOURNAL, number + 1);
-    store_word(cells, class->tags + index, new); /* A1 take */
-    store_word(cells, class->line + CLASS_CURSOR, index + 1);
+    STEP("length", store_word(cells, class->lengths + index, nbytes));
+    STEP("journal", store_word(cells, JOURNAL, number + 1));
+    STEP("A1 take", store_word(cells, class->tags + index, new));
+    STEP("cursor", store_word(cells, class->line + CLASS_CURSOR, index + 1));
     book(cells, class, 1, (int64_t)charge, tag & WARM ? -1 : 0);
-    section_leave(cells->shm_section);
+    leave(cells);
     *taken = (place_t){class, index, new};
     return DONE;
 }
@@ -194,17 +205,17 @@ outcome_t cells_free(cells_t *cells, const place_t *place)
     if (enter(cells) != DONE)
         return UNUSUAL;
     if (word(cells, at) != place->tag) {
-        section_leave(cells->shm_section);
+        leave(cells);
         return UNUSUAL;
     }
     uint64_t nbytes = word(cells, class->lengths + place->index);
     nbytes = nbytes < class->cell_nbytes ? nbytes : class->cell_nbytes;
     nbytes = nbytes < SMALLEST_CELL ? SMALLEST_CELL : nbytes;
-    store_word(cells, JOURNAL, (uint64_t)(class - cells->classes) + 1);
-    store_word(cells, at, (place->tag & ~(STATE | WARM)) | warm); /* A2 free */
-    store_word(cells, class->line + CLASS_CURSOR, place->index);
+    STEP("journal", store_word(cells, JOURNAL, (uint64_t)(class - cells->classes) + 1));
+    STEP("A2 free", store_word(cells, at, (place->tag & ~(STATE | WARM)) | warm));
+    STEP("cursor", store_word(cells, class->line + CLASS_CURSOR, place->index));
     book(cells, class, -1, -(int64_t)nbytes, warm ? 1 : 0);
-    section_leave(cells->shm_section);
+    leave(cells);
     return DONE;
 }
 
@@ -216,9 +227,9 @@ outcome_t cells_retag(cells_t *cells, const place_t *place, uint64_t kind, uint6
     bool same = word(cells, at) == place->tag;
     if (same) {
         uint64_t generation = place->tag >> GENERATION_SHIFT << GENERATION_SHIFT;
-        store_word(cells, at, generation | kind << KIND_SHIFT | USED | owner); /* A4 retag */
+        STEP("A4 retag", store_word(cells, at, generation | kind << KIND_SHIFT | USED | owner));
     }
-    section_leave(cells->shm_section);
+    leave(cells);
     return same ? DONE : UNUSUAL;
 }
 
@@ -236,7 +247,8 @@ outcome_t cells_pass_on(cells_t *cells, uint64_t offset, uint64_t generation, ui
         tag >> GENERATION_SHIFT != generation || was < FIRST_OF_RING || was > LAST_OF_RING ||
         *nbytes < SMALLEST_CELL || *nbytes > found.class->cell_nbytes)
         return UNUSUAL;
-    store_word(cells, at, generation << GENERATION_SHIFT | kind << KIND_SHIFT | USED | owner); /* A4 retag */
+    uint64_t new = generation << GENERATION_SHIFT | kind << KIND_SHIFT | USED | owner;
+    STEP("A4 retag", store_word(cells, at, new));
     return DONE;
 }
 

@@ -29,17 +29,17 @@ static const uint64_t MANY = 1 << 18; /* bytes whose copy takes longer than to l
 static void copy(void *to, const void *from, uint64_t nbytes)
 {
     if (nbytes < MANY) {
-        memcpy(to, from, nbytes);
+        COPY("bytes", to, from, nbytes);
         return;
     }
     Py_BEGIN_ALLOW_THREADS
-    memcpy(to, from, nbytes);
+    COPY("many bytes", to, from, nbytes);
     Py_END_ALLOW_THREADS
 }
 
 static void store_block(const block_t *block, int index, uint64_t value)
 {
-    atomic_store_explicit(&block->shm_words[index], value, memory_order_release);
+    STEP("word", atomic_store_explicit(&block->shm_words[index], value, memory_order_release));
 }
 
 /* Free a block of our own, later where that cannot be done now; whatever is raised, the
@@ -49,8 +49,10 @@ static bool free_block(core_t *core, const block_t *block)
     place_t place;
     PyObject *type, *value, *traceback, *nothing = NULL;
     PyErr_Fetch(&type, &value, &traceback);
-    if (cells_find(block->cells, block->offset, block->generation, KIND_RECORD, &place) == DONE &&
-        cells_free(block->cells, &place) == DONE) { /* B3 free */
+    outcome_t outcome = cells_find(block->cells, block->offset, block->generation, KIND_RECORD, &place);
+    if (outcome == DONE)
+        STEP("B3 free", outcome = cells_free(block->cells, &place));
+    if (outcome == DONE) {
         nothing = native_trimmed(core->allocator) ? Py_NewRef(Py_None) : NULL;
     } else {
         const uint64_t numbers[4] = {block->offset, 0, block->generation, KIND_RECORD};
@@ -81,7 +83,9 @@ verdict_t put_large(PyObject *self, core_t *core, const unsigned char *data, uin
         return FAILED;
     if (getpid() != maker)
         return GIVE_UP;
-    if (cells_take(cells, BLOCK_HEADER + length, KIND_RECORD, owner, &taken) != DONE) /* B1 tag */
+    outcome_t outcome;
+    STEP("B1 tag", outcome = cells_take(cells, BLOCK_HEADER + length, KIND_RECORD, owner, &taken));
+    if (outcome != DONE)
         return GIVE_UP;
     block_t block = {
         .cells = cells,
@@ -107,7 +111,7 @@ verdict_t put_large(PyObject *self, core_t *core, const unsigned char *data, uin
     attempt_t attempt = {.what = PUT_BLOCK, .block = &block};
     waiting_t waiting = {.slept = false};
     for (;;) {
-        outcome_t outcome = try_to(core, &attempt);
+        outcome = try_to(core, &attempt);
         if (LIKELY(outcome == DONE))
             return call_listeners(self, &attempt) ? GO_ON : FAILED;
         verdict_t verdict = GIVE_UP;

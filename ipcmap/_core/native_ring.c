@@ -182,12 +182,12 @@ outcome_t ring_put_block(ring_t *ring, const block_t *block, uint64_t *seen)
             return UNUSUAL;
     }
     uint64_t at = word_at(ring, write_pos), stub = look(ring, at) & NUMBER_BITS;
-    atomic_store_explicit(&block->shm_words[B_POS], write_pos, memory_order_release);
-    store(ring, at + 1, block->offset);
-    store(ring, at + 2, block->generation);
-    store(ring, at, stub | BLOCK | 2 * 8);
-    store(ring, word_at(ring, write_pos + need), stub + NUMBER_ONE);
-    store(ring, WRITE_POS, write_pos + need); /* R1 publish */
+    STEP("position", atomic_store_explicit(&block->shm_words[B_POS], write_pos, memory_order_release));
+    STEP("offset", store(ring, at + 1, block->offset));
+    STEP("generation", store(ring, at + 2, block->generation));
+    STEP("header", store(ring, at, stub | BLOCK | 2 * 8));
+    STEP("stub", store(ring, word_at(ring, write_pos + need), stub + NUMBER_ONE));
+    STEP("R1 publish", store(ring, WRITE_POS, write_pos + need));
     return DONE;
 }
 
@@ -343,9 +343,11 @@ outcome_t ring_get_block(ring_t *ring, const block_t *block, uint64_t *seen)
         return UNUSUAL;
     if (offset != block->offset || generation != block->generation)
         return MISFIT;
-    if (cells_pass_on(block->cells, offset, generation, KIND_RECORD, block->owner, &nbytes) != DONE) /* B2 retag */
+    outcome_t outcome;
+    STEP("B2 retag", outcome = cells_pass_on(block->cells, offset, generation, KIND_RECORD, block->owner, &nbytes));
+    if (outcome != DONE)
         return UNUSUAL;
-    atomic_store_explicit(&block->shm_words[B_CALL], 0, memory_order_release);
-    store(ring, READ_POS, pos + TAKES(2 * 8)); /* R2 consume */
+    STEP("call", atomic_store_explicit(&block->shm_words[B_CALL], 0, memory_order_release));
+    STEP("R2 consume", store(ring, READ_POS, pos + TAKES(2 * 8)));
     return DONE;
 }
