@@ -18,7 +18,7 @@ import struct
 from collections.abc import Callable, Sequence
 from io import BytesIO
 from types import ModuleType
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 __all__ = ["Codec", "PickleCodec", "RawCodec", "find_codec"]
 
@@ -29,7 +29,6 @@ _LENGTH = struct.Struct("<Q")
 _INT, _FLOAT = struct.Struct("<cq"), struct.Struct("<cd")
 
 
-@runtime_checkable
 class Codec(Protocol):
     """What turns objects into records: json, msgspec.msgpack.Encoder and the like have it."""
 

@@ -17,6 +17,8 @@ from ipcmap._core.reference_sections import inside
 from ipcmap._deadline import Deadline
 from ring_harness import Stores, die
 
+pytestmark = pytest.mark.usefixtures("ring_type")  # on both engines
+
 SMALL, LARGE = "small", "large" * 20_000
 
 

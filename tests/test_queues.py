@@ -26,6 +26,8 @@ from ipcmap.codec import PickleCodec
 from ipcmap.objects import Hands
 from ipcmap.ring_handle import RingHandle
 
+pytestmark = pytest.mark.usefixtures("ring_type")  # on both engines
+
 OBJECTS: list[Any] = [
     0, -1, 2**63 - 1, -(2**63), 2**63, 10**40, True, False, None, 1.5, float("inf"),
     b"", b"abc", "", "é", "\ud800", (), (1, "a", None), {"k": [1.5]}, {1, 2}, range(3), ValueError,
