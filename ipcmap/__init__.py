@@ -16,6 +16,18 @@ if sys.platform != "linux" or sys.maxsize < 2**63 - 1:
 from ipcmap._core import backend, engines
 from ipcmap.arena import Arena, ArenaStatistics, ClassStatistics, default_arena
 from ipcmap.block import Block
+from ipcmap.context import (
+    Manager,
+    active_children,
+    cpu_count,
+    current_process,
+    freeze_support,
+    get_context,
+    get_logger,
+    get_start_method,
+    log_to_stderr,
+    parent_process,
+)
 from ipcmap.errors import (
     ArenaFull,
     BrokenError,
@@ -49,6 +61,7 @@ from ipcmap.sync import (
     RWLock,
     Semaphore,
 )
+from ipcmap.values import Array, Counter, RawArray, RawValue, Value
 
 if "native" in engines:
     import ipcmap.native_ring  # noqa: F401  # what Ring makes in an arena of that engine
@@ -58,6 +71,7 @@ __all__ = [
     "Arena",
     "ArenaFull",
     "ArenaStatistics",
+    "Array",
     "Attachment",
     "Barrier",
     "Block",
@@ -70,6 +84,7 @@ __all__ = [
     "ClosedError",
     "Condition",
     "CorruptError",
+    "Counter",
     "Event",
     "ExitRecord",
     "FamilyFull",
@@ -79,6 +94,7 @@ __all__ = [
     "Lease",
     "Listener",
     "Lock",
+    "Manager",
     "Mapping",
     "NotInherited",
     "NotOwned",
@@ -86,6 +102,8 @@ __all__ = [
     "Queue",
     "RLock",
     "RWLock",
+    "RawArray",
+    "RawValue",
     "RecordTooLarge",
     "Ring",
     "RingStatistics",
@@ -93,9 +111,19 @@ __all__ = [
     "ShutDown",
     "SimpleQueue",
     "StaleHandle",
+    "Value",
     "__version__",
+    "active_children",
     "backend",
+    "cpu_count",
+    "current_process",
     "default_arena",
+    "freeze_support",
+    "get_context",
+    "get_logger",
+    "get_start_method",
+    "log_to_stderr",
+    "parent_process",
 ]
 
 __version__ = "0.1.0"

@@ -101,6 +101,7 @@ class Kind:
     LISTENER = 6  # where a process wants to be told of records in a ring
     RING, LOCK, SEMAPHORE, RLOCK = 16, 17, 18, 19
     CONDITION, EVENT, BARRIER, RWLOCK = 20, 21, 22, 23
+    VALUE, COUNTER, CONNECTION = 24, 25, 26
 
 
 ALLOCATOR_SECTION = 128  # bytes
