@@ -9,13 +9,18 @@ from __future__ import annotations
 
 import multiprocessing.context
 from multiprocessing import process
-from typing import Any
+from multiprocessing.process import BaseProcess
+from typing import TYPE_CHECKING, Any
 
 from ipcmap.objects import SimpleQueue
 from ipcmap.process import Process
 from ipcmap.queues import JoinableQueue, Queue
 from ipcmap.sync import Barrier, BoundedSemaphore, Condition, Event, Lock, RLock, Semaphore
 from ipcmap.values import Array, RawArray, RawValue, Value
+
+if TYPE_CHECKING:
+    from logging import Logger
+    from multiprocessing.managers import SyncManager
 
 __all__ = [
     "Context",
@@ -92,9 +97,48 @@ def get_start_method(allow_none: bool = False) -> str | None:
     return _context.get_start_method(allow_none)
 
 
-current_process = process.current_process
-parent_process = process.parent_process
-active_children = process.active_children
-Manager = _context.Manager
-cpu_count, freeze_support = _context.cpu_count, _context.freeze_support
-get_logger, log_to_stderr = _context.get_logger, _context.log_to_stderr
+# The rest is multiprocessing's, under its names.
+
+
+def Manager() -> SyncManager:  # noqa: N802
+    """Return multiprocessing's manager, whose server is a :class:`Process`."""
+    return _context.Manager()
+
+
+def current_process() -> BaseProcess:
+    """Return the object of the process that calls."""
+    return process.current_process()
+
+
+def parent_process() -> BaseProcess | None:
+    """Return an object of the parent, ``None`` in the first process."""
+    return process.parent_process()
+
+
+def active_children() -> list[BaseProcess]:
+    """Return the children of this process that live, and join those that have ended."""
+    return process.active_children()
+
+
+def cpu_count() -> int:
+    """Return the number of processors of the machine."""
+    return _context.cpu_count()
+
+
+def freeze_support() -> None:
+    """Do nothing: it is there for programs that were frozen on other systems."""
+    _context.freeze_support()
+
+
+def get_logger() -> Logger:
+    """Return multiprocessing's logger."""
+    return _context.get_logger()
+
+
+def log_to_stderr(level: int | str | None = None) -> Logger:
+    """Have multiprocessing's logger write to stderr, and return it.
+
+    Args:
+        level: From which level on; ``None`` = as it is.
+    """
+    return _context.log_to_stderr(level)
