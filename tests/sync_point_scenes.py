@@ -66,7 +66,7 @@ def wait(stage: Stage) -> None:
 def end(stage: Stage) -> None:
     """The ring is closed while the victim sleeps, beside another."""
     _wait_together(stage)
-    stage.ring.close()
+    stage.close()
 
 
 def timeout(stage: Stage) -> None:
@@ -201,11 +201,12 @@ def _miss(stage: Stage, point: str) -> None:
     """Stop the victim where it has found the section held, and let the holder leave."""
     _prepare(stage)
     holder = stage.helper(_own(stage), _inside(stage, _own(stage)), signal.SIGSTOP)
-    stage.also.append((point, 1, signal.SIGSTOP))
+    is_struck_there = stage.strike == (point, 1, "stop")
+    if not is_struck_there:
+        stage.also.append((point, 1, signal.SIGSTOP))
     stage.strike_down()
     until(lambda: is_over(stage.victim))
     os.kill(holder, signal.SIGCONT)
     assert code_of(holder) == 0
-    if stage.strike and stage.mode == "stop" and stage.strike.point == point:
-        return
-    os.kill(stage.victim, signal.SIGCONT)
+    if not is_struck_there:
+        os.kill(stage.victim, signal.SIGCONT)
