@@ -41,8 +41,10 @@ from ipcmap.errors import (
     NotOwned,
     RecordTooLarge,
     StaleHandle,
+    WorkerDied,
 )
 from ipcmap.family import ExitRecord
+from ipcmap.forked_map import fork_map
 from ipcmap.listener import Listener
 from ipcmap.loans import Attachment, Claim, Lease
 from ipcmap.mapping import PAGE_SIZE, Mapping
@@ -50,6 +52,8 @@ from ipcmap.objects import ShutDown, SimpleQueue
 from ipcmap.process import Process
 from ipcmap.queues import JoinableQueue, Queue
 from ipcmap.ring import Ring, RingStatistics
+from ipcmap.stop_flag import stopping
+from ipcmap.supervisor import Supervisor, SupervisorStatistics
 from ipcmap.sync import (
     Barrier,
     BoundedSemaphore,
@@ -62,6 +66,7 @@ from ipcmap.sync import (
     Semaphore,
 )
 from ipcmap.values import Array, Counter, RawArray, RawValue, Value
+from ipcmap.worker_place import WorkerStatistics
 
 if "native" in engines:
     import ipcmap.native_ring  # noqa: F401  # what Ring makes in an arena of that engine
@@ -111,19 +116,25 @@ __all__ = [
     "ShutDown",
     "SimpleQueue",
     "StaleHandle",
+    "Supervisor",
+    "SupervisorStatistics",
     "Value",
+    "WorkerDied",
+    "WorkerStatistics",
     "__version__",
     "active_children",
     "backend",
     "cpu_count",
     "current_process",
     "default_arena",
+    "fork_map",
     "freeze_support",
     "get_context",
     "get_logger",
     "get_start_method",
     "log_to_stderr",
     "parent_process",
+    "stopping",
 ]
 
 __version__ = "0.1.0"

@@ -7,7 +7,8 @@ the rule, then the facts, then the way out.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "NotOwned",
     "RecordTooLarge",
     "StaleHandle",
+    "WorkerDied",
 ]
 
 
@@ -104,3 +106,21 @@ class ForeignNamespace(IpcmapError, RuntimeError):
 
     It could not tell the living from the dead, nor they it.
     """
+
+
+class WorkerDied(IpcmapError, BrokenProcessPool):
+    """The worker of an executor died while it did this task; the executor goes on.
+
+    Also a :class:`concurrent.futures.process.BrokenProcessPool`.
+
+    Attributes:
+        record: How the worker ended, an :class:`ExitRecord`.
+        task: The task: its number in this executor, and the name of its function.
+    """
+
+    def __init__(self, message: str, record: Any = None, task: Any = None) -> None:
+        super().__init__(message)
+        self.record, self.task = record, task
+
+    def __reduce__(self) -> tuple[Callable[..., WorkerDied], tuple[Any, ...]]:
+        return type(self), (self.args[0], self.record, self.task)

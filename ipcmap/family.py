@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import signal
 import sys
 import weakref
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from ipcmap._core.death_log import LoggedDeath
     from ipcmap._core.reference_slots import Step
 
-__all__ = ["ExitRecord", "Family", "Member"]
+__all__ = ["ExitRecord", "Family", "Member", "signal_name"]
 
 _CAUSES: dict[int, Literal["unknown", "exited", "killed", "exec"]] = {
     slot_layout.UNKNOWN: "unknown",
@@ -57,6 +58,26 @@ class ExitRecord:
     traceback: str | None = None
     cause: Literal["unknown", "exited", "killed", "exec"] = "unknown"
     seen_at: float = 0.0
+
+    def __str__(self) -> str:
+        """Say in short who ended, and of what."""
+        if self.exception:
+            cause = self.exception
+        elif self.signal is not None:
+            cause = f"signal={signal_name(self.signal)}"
+        elif self.exitcode is not None:
+            cause = f"exit code={self.exitcode}"
+        else:
+            cause = "exec" if self.cause == "exec" else "reaped by somebody else"
+        return f"pid={self.pid}, {cause}"
+
+
+def signal_name(number: int) -> str:
+    """Return the name of a signal; of most of the real-time ones, the number."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return str(number)
 
 
 @dataclass(frozen=True)

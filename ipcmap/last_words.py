@@ -39,12 +39,12 @@ class LastWords:
             self._block = default_arena().allocate(_BLOCK_NBYTES)
             self._block.view()[: _HEADER.size].cast("Q")[0] = 0
 
-    def write(self, error: BaseException) -> None:
-        """Leave word, in the child."""
+    def write(self, error: BaseException) -> bool:
+        """Leave word, in the child; return whether there was room for it."""
         # An exception that cannot be told must not hide the one that is being told.
         with contextlib.suppress(Exception):
             if self._block is None or error.__traceback__ is None:
-                return
+                return False
             # Without the frame that calls this.
             told = traceback.TracebackException(type(error), error, error.__traceback__.tb_next)
             exception = _encoded("".join(told.format_exception_only()).rstrip())
@@ -59,6 +59,8 @@ class LastWords:
             texts[: len(exception) + len(text)] = exception + text
             words[1] = len(exception)
             words[0] = len(exception) + len(text)
+            return True
+        return False
 
     def take(self) -> tuple[str | None, str | None]:
         """Return exception and traceback, and free the block, in the parent."""

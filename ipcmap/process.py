@@ -83,6 +83,7 @@ class Process(process.BaseProcess):
     _start_method = "fork"
     _popen: _Popen | None
     _record: ExitRecord | None = None
+    _silent = False  # an exception that the record tells of is not printed as well
 
     @staticmethod
     def _Popen(process: Process) -> _Popen:  # noqa: N802
@@ -302,8 +303,10 @@ class _Birth:
         except SystemExit:
             raise
         except BaseException as error:
-            if os.getpid() == pid:  # not a process that the target forked
-                self.last_words.write(error)
+            # Not for a process that the target forked.
+            told = os.getpid() == pid and self.last_words.write(error)
+            if told and self.process._silent:
+                raise SystemExit(1) from None
             raise
 
     def _die_with_the_parent(self) -> None:

@@ -89,6 +89,15 @@ def arena(request: pytest.FixtureRequest) -> ipcmap.Arena:
 
 
 @pytest.fixture
+def default_engine(
+    engine: str, arena: ipcmap.Arena, monkeypatch: pytest.MonkeyPatch
+) -> ipcmap.Arena:
+    """A default arena of the engine, in which there is nothing yet."""
+    monkeypatch.setattr("ipcmap.arena._default", arena)
+    return arena
+
+
+@pytest.fixture
 def collected() -> None:
     """What earlier tests left in cycles would be freed in the middle of a count."""
     gc.collect()

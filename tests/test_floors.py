@@ -30,7 +30,17 @@ FLOORS: list[list[set[str]]] = [
     ],
     [{"loans"}, {"listener"}, {"ring_handle"}, {"ring"}, {"native_ring"}],
     [{"objects"}, {"queues", "connection", "broadcast", "values", "table"}],
-    [{"last_words"}, {"process"}, {"zygote"}, {"supervisor"}, {"executor"}, {"pool"}, {"context"}],
+    [
+        {"last_words"},
+        {"process"},
+        {"forked_map", "restart_budget", "stop_flag", "stop_signals"},
+        {"worker_place"},
+        {"zygote"},
+        {"supervisor"},
+        {"executor"},
+        {"pool"},
+        {"context"},
+    ],
     [{"terminal"}, {"demo_crew"}, {"aio", "inspector", "metrics", "demo", "integrations", "bench"}],
     [{"__init__"}, {"__main__"}],
 ]

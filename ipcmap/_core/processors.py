@@ -19,7 +19,7 @@ from pathlib import Path
 
 from ipcmap._core.cgroups import own_groups, read_lines
 
-__all__ = ["may_spin", "quota"]
+__all__ = ["available", "may_spin", "quota"]
 
 _ENOUGH = 2  # processors: one for each side
 _AFFINITY_EVERY, _QUOTA_EVERY = 1.0, 10.0  # seconds
@@ -42,6 +42,12 @@ def may_spin() -> bool:
         _Hint.several = min(_allowed(), _Hint.quota) >= _ENOUGH
         _Hint.affinity_until = now + _AFFINITY_EVERY
     return _Hint.several
+
+
+def available() -> int:
+    """Return how many workers can run at a time: by affinity and quota, at least 1."""
+    granted = min(_allowed(), quota())
+    return max(1, int(granted)) if math.isfinite(granted) else os.cpu_count() or 1
 
 
 def _allowed() -> float:
