@@ -267,3 +267,17 @@ def test_work_queue_does_the_task_that_the_killed_worker_had_in_hand(folder: Pat
     assert numbers(done)[0] == 20
     assert numbers(again) == [2]
     assert os.listdir(folder) == []
+
+
+def test_supervised_pipeline_is_right_though_each_stage_loses_a_worker(folder: Path) -> None:
+    """The log names the three, and the table is full."""
+    finished = run("supervised_pipeline.py")
+
+    assert finished.returncode == 0
+    assert finished.stdout == "3 restarts, every square is right: True\n"
+    assert sorted(re.findall(r"name='([a-z]+).*signal=SIGKILL\n", finished.stderr)) == [
+        "produce",
+        "square",
+        "store",
+    ]
+    assert len(finished.stderr.splitlines()) == 3
