@@ -5,24 +5,27 @@
     adds up, draws progress <---    results: {"if": 3, …}   <---  put  its count of words
 
 A worker leases its task: should it die, the ring hands the task to another, and the
-file is counted again. The parent forks a new worker in its place.
+file is counted again. A supervisor starts a new worker in its place.
 """
 
 from __future__ import annotations
 
 import marshal
+import math
 import os
 import queue
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ipcmap.errors import BrokenError, ClosedError
+from ipcmap.family import ExitRecord, signal_name
 from ipcmap.mapping import Mapping
-from ipcmap.process import Process
 from ipcmap.ring import Ring
+from ipcmap.supervisor import Supervisor
 
 __all__ = ["Counts", "Crew", "Death"]
 
@@ -55,11 +58,15 @@ class Crew:
         self, files: Sequence[Path], workers: int, count: Callable[[Path], Counts]
     ) -> None:
         self.deaths: list[Death] = []
+        self._failed = False
         self._files, self._count = files, count
         self._tasks, self._results = Ring(), Ring()
         # What each worker has in hand: 1 + the number of a file, or 0.
         self._in_hand = Mapping.anonymous(8 * workers)
-        self._workers = [self._fork(place) for place in range(workers)]
+        self._supervisor = Supervisor(intensity=_MOST_DEATHS, period=math.inf, stop_timeout=0)
+        self._supervisor.on_death(self._bury)
+        for place in range(workers):
+            self._supervisor.add(self._work, (place,), name=str(place), restart="transient")
 
     def run(self, *, kill: bool) -> Iterator[Counts]:
         """Count everything; ``kill`` one worker at half-way.
@@ -69,32 +76,27 @@ class Crew:
         """
         files, counted = len(self._files), set[int]()
         numbers = iter(range(files))
-        for _ in range(_AHEAD * len(self._workers)):
-            self._hand_out(numbers)
-        while len(counted) < files:
-            try:
-                number, counts = marshal.loads(self._results.get(_POLL))
-            except queue.Empty:
-                self._replace_the_dead()
-                continue
-            if number in counted:  # its worker died between the result and the end of its lease
-                continue
-            counted.add(number)
-            self._hand_out(numbers)
-            yield counts
-            if kill and files // 2 <= len(counted) < files:
-                kill = not self._kill_one()
-        self._tasks.close()
-        for worker in self._workers:
-            worker.join()
+        with self._supervisor:
+            for _ in range(_AHEAD * len(self._supervisor.statistics().workers)):
+                self._hand_out(numbers)
+            while len(counted) < files:
+                try:
+                    number, counts = marshal.loads(self._results.get(_POLL))
+                except queue.Empty:
+                    self._supervisor.attend(timeout=0)
+                    continue
+                if number in counted:  # its worker died between the result and the end of its lease
+                    continue
+                counted.add(number)
+                self._hand_out(numbers)
+                yield counts
+                if kill and files // 2 <= len(counted) < files:
+                    kill = not self._kill_one()
+            self._tasks.close()
+            self._supervisor.attend()
 
     def close(self) -> None:
-        """End the workers, whatever they are doing, and free what they shared."""
-        for worker in self._workers:
-            worker.kill()
-        for worker in self._workers:
-            worker.join()
-            worker.close()
+        """Free what the workers shared."""
         self._tasks.destroy()
         self._results.destroy()
         self._in_hand.close()
@@ -105,12 +107,6 @@ class Crew:
             self._tasks.put(number.to_bytes(8, "little"))
 
     # Workers
-
-    def _fork(self, place: int) -> Process:
-        self._note(place, 0)
-        worker = Process(target=self._work, args=(place,), daemon=True)
-        worker.start()
-        return worker
 
     def _work(self, place: int) -> None:
         while True:
@@ -136,48 +132,36 @@ class Crew:
         """Kill a worker that has a file in hand; ``False`` = there is none just now."""
         give_up = time.monotonic() + _POLL
         while time.monotonic() < give_up:
-            for place, worker in enumerate(self._workers):
-                if self._noted(place) and worker.is_alive() and self._kill_busy(place, worker):
+            for place, worker in enumerate(self._supervisor.statistics().workers):
+                if worker.pid and self._noted(place) and self._kill_busy(place, worker.pid):
                     return True
             time.sleep(0)
         return False
 
-    def _kill_busy(self, place: int, worker: Process) -> bool:
+    def _kill_busy(self, place: int, pid: int) -> bool:
         """Kill a worker if it still has a file in hand once it stands still."""
-        assert worker.pid
-        os.kill(worker.pid, signal.SIGSTOP)
-        os.waitid(os.P_PID, worker.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+        os.kill(pid, signal.SIGSTOP)
+        os.waitid(os.P_PID, pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
         if not self._noted(place):
-            os.kill(worker.pid, signal.SIGCONT)
+            os.kill(pid, signal.SIGCONT)
             return False
-        worker.kill()
-        self._replace(place)
+        os.kill(pid, signal.SIGKILL)
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        self._supervisor.attend(timeout=0)
         return True
 
-    def _replace_the_dead(self) -> None:
-        for place, worker in enumerate(self._workers):
-            if not worker.is_alive():
-                self._replace(place)
-
-    def _replace(self, place: int) -> None:
-        worker = self._workers[place]
-        worker.join()
-        record = worker.exit_record
-        if record is None or record.signal is None or len(self.deaths) == _MOST_DEATHS:
-            cause = _cause(worker.exitcode)
-            raise BrokenError(
-                f"worker died before its files were counted: pid={worker.pid}, {cause}; "
-                "run the demo again",
-                [record] if record else [],
-            )
+    def _bury(self, name: str, record: ExitRecord) -> None:
+        """Note who was killed, and over what; to end in another way is to have failed."""
+        if record.exitcode == 0 or self._failed:
+            return
+        place = int(name)
         in_hand = self._noted(place)
+        if record.signal is None or len(self.deaths) == _MOST_DEATHS:
+            self._failed = True
+            print(record.traceback or "", end="", file=sys.stderr)
+            raise BrokenError(
+                f"worker died before its files were counted: {record}; run the demo again", [record]
+            )
         redone = str(self._files[in_hand - 1]) if in_hand else None
-        self.deaths.append(Death(record.pid, signal.Signals(record.signal).name, redone))
-        worker.close()
-        self._workers[place] = self._fork(place)
-
-
-def _cause(exitcode: int | None) -> str:
-    if exitcode is not None and exitcode < 0:
-        return f"signal={signal.Signals(-exitcode).name}"
-    return f"exit code={exitcode}"
+        self.deaths.append(Death(record.pid, signal_name(record.signal), redone))
+        self._note(place, 0)

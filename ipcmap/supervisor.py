@@ -216,7 +216,7 @@ class Supervisor:
             for place in self._places:
                 place.start(self._flag)
         except BaseException:
-            self._end()
+            self._end(quietly=True)
             raise
         return self
 
@@ -227,7 +227,7 @@ class Supervisor:
         traceback: TracebackType | None,
     ) -> None:
         if self._owner == os.getpid():  # a process forked since leaves the block too
-            self._end()
+            self._end(quietly=error is not None)
 
     def attend(self, timeout: float | None = None) -> bool:
         """See to the workers for a while, in a ``with`` block; return whether any is left.
@@ -275,7 +275,7 @@ class Supervisor:
                 self._stop_all()
         except Exception:
             with contextlib.suppress(Exception):  # what callbacks raise on: the first is told
-                self._stop_all()
+                self._stop_all(quietly=True)
             raise
         finally:
             self._attending = False
@@ -343,7 +343,7 @@ class Supervisor:
         for place in ended:
             record = self._bury(place)
             if record.exitcode != 0:
-                _tell(place, record, restarted=place.to_be_restarted(record))
+                _tell(place, record, quietly=place.to_be_restarted(record))
             if place.to_be_restarted(record):
                 to_be_restarted.append((place, record))
         for place, record in to_be_restarted:
@@ -371,8 +371,11 @@ class Supervisor:
 
     # The end
 
-    def _stop_all(self) -> None:
-        """Stop all workers, in stages; raise what the first of the callbacks raised."""
+    def _stop_all(self, *, quietly: bool = False) -> None:
+        """Stop all workers, in stages; raise what the first of the callbacks raised.
+
+        Quietly, where one traceback is on its way already.
+        """
         if not self._running():
             return
         assert self._flag is not None
@@ -394,7 +397,7 @@ class Supervisor:
                 try:
                     record = self._bury(place)
                     if record.exitcode and record.signal not in _ASKED_FOR:
-                        _tell(place, record, restarted=False)
+                        _tell(place, record, quietly=quietly)
                 except Exception as error:
                     errors.append(error)
         if errors:
@@ -414,11 +417,11 @@ class Supervisor:
         for _, worker in self._running():
             worker.kill()
 
-    def _end(self) -> None:
+    def _end(self, *, quietly: bool) -> None:
         """Stop all, and leave nothing behind."""
         try:
             if self._flag is not None:
-                self._stop_all()
+                self._stop_all(quietly=quietly)
         finally:
             self._kill()
             for place, _ in self._running():
@@ -436,8 +439,8 @@ def _one_of(name: str, given: str, allowed: tuple[str, ...]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(allowed)}: {name}={given!r}")
 
 
-def _tell(place: Place, record: ExitRecord, *, restarted: bool) -> None:
-    """Log that a worker ended as it should not; its traceback where no error may tell it."""
+def _tell(place: Place, record: ExitRecord, *, quietly: bool) -> None:
+    """Log that a worker ended as it should not, with its traceback; that may be told elsewhere."""
     _log.warning("worker ended: name=%r, %s", place.name, record)
     if record.traceback:
-        _log.log(logging.INFO if restarted else logging.WARNING, "%s", record.traceback)
+        _log.log(logging.INFO if quietly else logging.WARNING, "%s", record.traceback)
