@@ -22,6 +22,9 @@ from ipcmap.mapping import Mapping
 __all__ = ["StopFlag", "stopping"]
 
 
+_MOST_WAITERS = 1024  # threads and children of workers may wait as well: 64 bytes each
+
+
 class StopFlag:
     """What a supervisor sets and its workers ask for.
 
@@ -32,7 +35,7 @@ class StopFlag:
     _mine: StopFlag | None = None  # of the supervisor that this process is a worker of
 
     def __init__(self, places: int) -> None:
-        self._event = Event()
+        self._event = Event(max_waiters=max(_MOST_WAITERS, 2 * places))
         self._mapping = Mapping.anonymous(8 * max(1, places))
         self._shm_asked = self._mapping.view().cast("Q")
         self._place = self._worker = 0

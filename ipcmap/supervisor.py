@@ -52,7 +52,9 @@ __all__ = ["Supervisor", "SupervisorStatistics"]
 Strategy = Literal["one_for_one", "one_for_all"]
 Callback = Callable[[str, ExitRecord], object]
 
-_LONGEST_POLL = 1 << 30  # milliseconds that poll(2) takes
+# Seconds of one sleep. A signal that comes between Python's last look and poll(2) is handled
+# when that returns, and may be what asks for the stop.
+_SLICE = 0.5
 _PIPE_CLOSED = 0.01  # seconds between two looks at a worker that has closed its end of a pipe
 _ASKED_FOR = (signal.SIGTERM, signal.SIGKILL)  # what a stop ends a worker with
 
@@ -315,12 +317,16 @@ class Supervisor:
         return [(place, worker) for place in self._places if (worker := place.worker)]
 
     def _wait(self, timeout: float) -> list[Place]:
-        """Wait until a worker ends or a stop is asked for; return whose worker has ended."""
+        """Wait, for a slice at most, until a worker ends or a stop is asked for.
+
+        Returns:
+            The places whose worker has ended.
+        """
         by_sentinel = {worker.sentinel: (place, worker) for place, worker in self._running()}
         poll = select.poll()
         for descriptor in (self._wake, *by_sentinel):
             poll.register(descriptor, select.POLLIN)
-        milliseconds = math.ceil(min(timeout * 1000, _LONGEST_POLL))
+        milliseconds = math.ceil(min(timeout, _SLICE) * 1000)
         ready = {descriptor for descriptor, _ in poll.poll(milliseconds)}
         if self._wake in ready:
             self._stop_asked = True

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pty
 import re
+import select
 import signal
 import subprocess
 import sys
@@ -382,6 +383,35 @@ def test_a_second_signal_ends_the_workers_at_once(said: Ring, handlers: None) ->
     assert last_exits(supervisor)[0] == -signal.SIGKILL
 
 
+def test_a_signal_that_comes_just_before_the_sleep_is_handled(
+    said: Ring, handlers: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its handler cannot run until poll(2) returns, which nothing else makes it do."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    supervisor = Supervisor(stop_timeout=None).add(say_and_wait, (said,))
+
+    class Poll:
+        """A poll during which a signal has come that is seen when it returns."""
+
+        def __init__(self) -> None:
+            self.real = poll()
+            self.register = self.real.register
+
+        def poll(self, milliseconds: int) -> list[tuple[int, int]]:
+            ready = self.real.poll(milliseconds)
+            if not signals:
+                signals.append(signal.SIGTERM)
+                signal.raise_signal(signal.SIGTERM)
+            return ready
+
+    poll, signals = select.poll, list[int]()
+    monkeypatch.setattr(select, "poll", Poll)
+    supervisor.run()
+
+    assert last_exits(supervisor) == [-signal.SIGTERM]
+    assert signals == [signal.SIGTERM]
+
+
 def test_signals_that_are_ignored_or_handled_otherwise_stay_so(handlers: None) -> None:
     """SIG_IGN is somebody's wish, and so is a handler of SIGINT."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -537,7 +567,7 @@ def test_ctrl_c_in_a_terminal_ends_it_with_one_traceback() -> None:
 
     assert os.waitstatus_to_exitcode(status) == -signal.SIGINT
     assert screen.count(b"Traceback") == 1
-    assert screen.rstrip().endswith(b"KeyboardInterrupt")
+    assert b"KeyboardInterrupt" in screen.splitlines()[-1]  # perhaps in colour
 
 
 def test_a_worker_that_fails_at_the_stop_is_told_of() -> None:
