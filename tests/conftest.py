@@ -98,6 +98,14 @@ def default_engine(
 
 
 @pytest.fixture
+def said(default_engine: ipcmap.Arena) -> Iterator[ipcmap.Ring]:
+    """What workers say, through a ring of the default arena."""
+    ring = ipcmap.Ring()
+    yield ring
+    ring.destroy()
+
+
+@pytest.fixture
 def collected() -> None:
     """What earlier tests left in cycles would be freed in the middle of a count."""
     gc.collect()

@@ -8,7 +8,7 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from queue import Empty
 from typing import Any, NoReturn
 
@@ -26,17 +26,10 @@ from ipcmap import (
     Supervisor,
 )
 from ipcmap._core import liveness
+from ipcmap.last_words import LastWords
 from ipcmap.restart_budget import RestartBudget
 
 pytestmark = pytest.mark.usefixtures("default_engine")
-
-
-@pytest.fixture
-def said(default_engine: Arena) -> Iterator[Ring]:
-    """What workers say."""
-    ring = Ring()
-    yield ring
-    ring.destroy()
 
 
 def everything(ring: Ring) -> list[str]:
@@ -296,6 +289,17 @@ def test_workers_print_no_traceback(capfd: pytest.CaptureFixture[str]) -> None:
         Supervisor().add(fail).run()
 
     assert capfd.readouterr().err == ""
+
+
+def test_a_worker_whose_traceback_has_no_room_prints_it(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Better there than nowhere."""
+    monkeypatch.setattr(LastWords, "write", lambda *_: False)
+    with pytest.raises(BrokenError):
+        Supervisor(intensity=0).add(fail).run()
+
+    assert "ValueError: no header" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(("restart", "level"), [("transient", "INFO"), ("temporary", "WARNING")])

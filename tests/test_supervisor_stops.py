@@ -19,7 +19,6 @@ import pytest
 
 from children import Fork
 from ipcmap import (
-    Arena,
     ClosedError,
     ExitRecord,
     Process,
@@ -30,14 +29,6 @@ from ipcmap import (
 from ipcmap.stop_flag import StopFlag
 
 pytestmark = pytest.mark.usefixtures("default_engine")
-
-
-@pytest.fixture
-def said(default_engine: Arena) -> Iterator[Ring]:
-    """What workers say."""
-    ring = Ring()
-    yield ring
-    ring.destroy()
 
 
 @pytest.fixture
