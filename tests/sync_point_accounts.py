@@ -93,8 +93,8 @@ def settle(stage: Stage) -> bool:
     """Let all go on and end, and check the accounts; False = the victim came not to the point."""
     struck = _end_of_victim(stage)
     ring = stage.ring
-    for pid in stage.closers:
-        assert code_of(pid) == 0, "who closes"
+    for pid in stage.late:
+        assert code_of(pid) == 0, "a holder, or who closes"
     if not ring.closed:
         stage.consume()
         stage.produce(COUNT)

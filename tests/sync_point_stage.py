@@ -58,7 +58,9 @@ class Stage:
         self.ring = Ring(LARGE_CAPACITY if self.large else CAPACITY, arena=self.arena)
         self.producers, self.consumers = list[Log](), list[Log]()
         self.helpers = list[Log]()
-        self.givers, self.takers, self.closers = list[int](), list[int](), list[int]()
+        self.givers, self.takers = list[int](), list[int]()
+        self.late = list[int]()  # who may have to wait for the victim, if that is stopped
+        self.closing = False
         self.doubts = Log(ENTRIES)  # what calls of the victim that raised were about
         self.mine, self.child = self.log(self.producers), Log(ENTRIES)
         self.victim = 0
@@ -122,7 +124,8 @@ class Stage:
 
     def close(self) -> None:
         """Start a process that closes the ring: the victim may be stopped in the section."""
-        self.closers.append(start(self.ring.close))
+        self.closing = True
+        self.late.append(start(self.ring.close))
 
     def take(self, log: Log) -> None:
         """Take until the ring has ended, one and many, by either engine's method."""
@@ -219,7 +222,7 @@ class Stage:
     def see_victim_over(self) -> None:
         """Give the victim what it needs until it has ended, or is stopped."""
         while not is_over(self.victim):
-            if not (self.produces or self.closers or self.ring._core.backlog()):
+            if not (self.produces or self.closing or self.ring._core.backlog()):
                 self.try_to_fill(0)  # others may have taken what was for the victim
             time.sleep(0.002)
 
