@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import queue
 from collections.abc import Sequence
-from typing import Any
 
 from ipcmap._core import native
 from ipcmap._core.native_allocator import NativeAllocator
@@ -38,9 +37,6 @@ class NativeRing(native.RingMethods, Ring):
             allocator if isinstance(allocator, NativeAllocator) else None,
         )
 
-    def __reduce__(self) -> tuple[Any, tuple[int, int, int]]:
-        return Ring._restored, super().__reduce__()[1]
-
     def _put_rest(self, records: Sequence[bytes], done: int, timeout: float | None) -> None:
         """Put the records of a batch from ``done`` on."""
         try:
@@ -73,4 +69,4 @@ native.bind(
     call=NativeRing._call,
     for_next_call=(queue.Empty, IpcmapError),
 )
-Ring._accelerated["native"] = NativeRing
+Ring._accelerated[Ring, "native"] = NativeRing

@@ -6,7 +6,7 @@ import ctypes
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self, SupportsIndex
+from typing import Any, SupportsIndex
 
 from ipcmap._core import reference_ring as engine
 from ipcmap._core import ring_layout as at
@@ -15,7 +15,7 @@ from ipcmap._core.reference_ring_blocks import Hand
 from ipcmap._core.reference_ring_waiting import DONE, Damaged
 from ipcmap._core.reference_sections import Reentered
 from ipcmap._deadline import Deadline
-from ipcmap.arena import Arena, default_arena, inherited_arena
+from ipcmap.arena import Arena
 from ipcmap.errors import CorruptError, StaleHandle
 from ipcmap.listener import Listener
 from ipcmap.loans import Attachment, Claim, Lease
@@ -85,14 +85,6 @@ class Ring(RingHandle):
 
     __slots__ = ()
 
-    _accelerated: ClassVar[dict[str, type[Ring]]] = {}  # by engine; the others have this class
-
-    def __new__(cls, capacity: SupportsIndex = 1 << 20, *, arena: Arena | None = None) -> Self:
-        if cls is Ring and cls._accelerated:
-            engine = (arena or default_arena())._engine
-            return object.__new__(cls._accelerated.get(engine, cls))  # type: ignore[return-value]
-        return object.__new__(cls)
-
     def __init__(self, capacity: SupportsIndex = 1 << 20, *, arena: Arena | None = None) -> None:
         asked = byte_count("capacity", capacity)
         if not 1 <= asked <= at.MAX_CAPACITY:
@@ -101,15 +93,6 @@ class Ring(RingHandle):
         self._make(arena, engine.nbytes(rounded), at.RECORDS + at.HEADER)
         engine.initialise(self._memory, self._address, rounded)
         self._attach()
-
-    @classmethod
-    def _restored(cls, arena_id: int, offset: int, generation: int) -> Self:
-        if cls is Ring and cls._accelerated:
-            engine = inherited_arena(arena_id)._engine
-            chosen: Any = cls._accelerated.get(engine, super())
-            ring: Self = chosen._restored(arena_id, offset, generation)
-            return ring
-        return super()._restored(arena_id, offset, generation)
 
     # Producers
 

@@ -32,6 +32,8 @@ class Structure:
     """
 
     _kind: ClassVar[int]
+    # By class and engine, what is made in an arena of that engine; all others are what they say.
+    _accelerated: ClassVar[dict[tuple[type[Structure], str], type[Any]]] = {}
 
     __slots__ = (
         "__weakref__", "_address", "_allocator", "_arena", "_cell", "_maker", "_memory", "_tag",
@@ -47,6 +49,15 @@ class Structure:
     _words: memoryview  # of the arena
     _tag_at: int  # which of them is our block's tag
     _tag: int  # what it is while the handle is good, owned by the family
+
+    def __new__(cls, *_: Any, arena: Arena | None = None, **__: Any) -> Self:
+        return cls._blank(arena or default_arena())
+
+    @classmethod
+    def _blank(cls, arena: Arena) -> Self:
+        """Return a handle of nothing yet, of the class that the arena's engine has for it."""
+        chosen: type[Self] = cls._accelerated.get((cls, arena._engine), cls)
+        return object.__new__(chosen)
 
     def _make(self, arena: Arena | None, nbytes: int, zeroed: int) -> None:
         """Take a block, of which the first bytes are zeroed, and be its first handle."""
@@ -84,7 +95,7 @@ class Structure:
         """Return a handle of a structure that is there still; called by pickle."""
         arena = inherited_arena(arena_id)
         cell = arena._open().allocator.find(offset, generation, cls._kind)
-        self = object.__new__(cls)
+        self = cls._blank(arena)
         self._place(arena, cell)
         self._attach()
         return self
