@@ -69,7 +69,8 @@ from ipcmap.values import Array, Counter, RawArray, RawValue, Value
 from ipcmap.worker_place import WorkerStatistics
 
 if "native" in engines:
-    import ipcmap.native_ring  # noqa: F401  # what Ring makes in an arena of that engine
+    import ipcmap.native_locks  # what these classes make in an arena of that engine
+    import ipcmap.native_ring  # noqa: F401
 
 __all__ = [
     "PAGE_SIZE",

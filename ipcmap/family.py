@@ -147,7 +147,7 @@ class Family:
 
     __slots__ = (
         "__weakref__", "_max_processes", "_table", "cause_of_death", "generation", "holder", "is_dying", "known",
-        "known_holder", "leave", "note", "pid_of", "slot", "sweep",
+        "known_holder", "leave", "note", "own_page", "pid_of", "slot", "sweep",
     )  # fmt: skip
 
     def __init__(self, words: memoryview, address: int, section: int, max_processes: int) -> None:
@@ -163,7 +163,7 @@ class Family:
         self.slot, self.generation, self.note = table.slot, table.generation, table.note
         self.known, self.is_dying, self.sweep = table.known, table.is_dying, table.sweep
         self.holder, self.known_holder = table.holder, table.known_holder
-        self.leave = table.leave
+        self.leave, self.own_page = table.leave, table.own_page
         self.cause_of_death, self.pid_of = table.cause_of_death, table.pid_of
         _families.add(self)
 

@@ -1,10 +1,13 @@
-/* native.c -- the module ipcmap._core.native: the hot paths of ring and allocator, in C11.
+/* native.c -- the module ipcmap._core.native: the hot paths of ring, allocator and locks, in C11.
  *
  *   RingMethods   what the class of native handles inherits: put, get, put_many, get_many
  *   Core          a ring as one handle has it; the methods find it in the handle's slot
  *   bind          says which class that is, and what does the rest
  *   Cells         what the class of native allocators inherits (native_cells.c)
  *   bind_cells    says what does the rest there
+ *   GuardMethods  what the classes of native locks and semaphores inherit (native_guards.c)
+ *   Guard         one of these as one handle has it
+ *   bind_guards   says which class that is, and what does the rest
  *   Words         atomic cells (native_atomics.c)
  *   layout        the offsets of native_layout.h, for a test to compare
  *
@@ -14,6 +17,7 @@
 #include "native_atomics.h"
 #include "native_cells.h"
 #include "native_core.h"
+#include "native_guards.h"
 
 PyTypeObject *native_core_type;
 
@@ -69,8 +73,8 @@ static PyObject *core_patience(PyObject *self, void *closure)
 {
     const ring_t *ring = &((core_t *)self)->ring;
     (void)closure;
-    return Py_BuildValue("LL", (long long)atomic_load(&ring->producers.worth),
-                         (long long)atomic_load(&ring->consumers.worth));
+    return Py_BuildValue("LL", (long long)atomic_load(&ring->producers.patience.worth),
+                         (long long)atomic_load(&ring->consumers.patience.worth));
 }
 
 static PyGetSetDef core_facts[] = {
@@ -118,7 +122,7 @@ static Py_ssize_t basicsize_of(PyObject *type)
 
 /* Return where the one slot of a class lies in its handles, or -1. The stable ABI does not
  * say. It is behind all that the base has; a handle that is never used shows that it is so. */
-static Py_ssize_t find_slot(PyObject *type, PyObject *slot)
+Py_ssize_t native_find_slot(PyObject *type, PyObject *slot)
 {
     PyObject *base = PyObject_GetAttrString(type, "__base__");
     Py_ssize_t offset = basicsize_of(base);
@@ -144,7 +148,7 @@ static PyObject *bind(PyObject *module, PyObject *args, PyObject *kwargs)
                                      &methods[4], &methods[5], &methods[6], &methods[7],
                                      &methods[8], &PyTuple_Type, &errors))
         return NULL;
-    Py_ssize_t offset = native_bound.type ? -1 : find_slot(type, slot);
+    Py_ssize_t offset = native_bound.type ? -1 : native_find_slot(type, slot);
     if (offset < 0) {
         if (!PyErr_Occurred())
             PyErr_SetString(PyExc_ValueError, "a class is bound once, with a slot of its own, its only one");
@@ -191,6 +195,12 @@ static int add_layout(PyObject *module)
         ENTRY(NUMBER_MASK), ENTRY(NUMBER_BITS), ENTRY(MIN_CAPACITY), ENTRY(MAX_CAPACITY),
         ENTRY(B_RING), ENTRY(B_RING_GENERATION), ENTRY(B_POS), ENTRY(B_NBYTES), ENTRY(B_CALL), ENTRY(B_AGAIN),
         ENTRY(BLOCK_HEADER), ENTRY(KIND_RECORD),
+        ENTRY(M_SECTION), ENTRY(M_PARKING), ENTRY(M_SLEEPERS), ENTRY(M_HOLDER), ENTRY(M_THREAD),
+        ENTRY(M_COUNT), ENTRY(M_RECOVERED), ENTRY(M_SINCE), ENTRY(M_LOCK_NBYTES),
+        ENTRY(M_INITIAL), ENTRY(M_ENTRIES), ENTRY(M_VALUE), ENTRY(M_TRAVELS), ENTRY(M_RETURNED),
+        ENTRY(M_LEFT), ENTRY(M_JOURNAL), ENTRY(M_NEXT_RETURNED), ENTRY(M_NEXT_LEFT),
+        ENTRY(M_MAXIMUM), ENTRY(M_FIRST_ENTRY), ENTRY(M_ENTRY), ENTRY(M_MAX_VALUE),
+        ENTRY(HOLDER_BITS), ENTRY(OWN_NUMBER), ENTRY(OWN_GENERATION),
     };
     PyObject *layout = PyDict_New();
     for (size_t index = 0; layout && index < sizeof entries / sizeof *entries; index++) {
@@ -209,13 +219,17 @@ static PyMethodDef functions[] = {
      PyDoc_STR("Say which class the methods are for, and what does what they leave.")},
     {"bind_cells", (PyCFunction)(void (*)(void))native_bind_cells, METH_VARARGS | METH_KEYWORDS,
      PyDoc_STR("Say which class a cell's handle has, and what does what the methods leave.")},
+    {"bind_guards", (PyCFunction)(void (*)(void))native_bind_guards, METH_VARARGS | METH_KEYWORDS,
+     PyDoc_STR("Say which class locks have, and what does what their methods leave.")},
+    {"slice_guards", native_slice_guards, METH_O,
+     PyDoc_STR("Say for how many seconds a lock's waiter sleeps before it looks around.")},
     {NULL, NULL, 0, NULL},
 };
 
 static struct PyModuleDef definition = {
     PyModuleDef_HEAD_INIT,
     .m_name = "ipcmap._core.native",
-    .m_doc = PyDoc_STR("The native engine: the hot paths of ring and allocator."),
+    .m_doc = PyDoc_STR("The native engine: the hot paths of ring, allocator and locks."),
     .m_size = -1,
     .m_methods = functions,
 };
@@ -227,7 +241,7 @@ PyMODINIT_FUNC PyInit_native(void)
     PyObject *core = PyType_FromSpec(&core_spec), *methods = PyType_FromSpec(&ring_methods_spec);
     if (!module || !core || !methods || PyModule_AddType(module, (PyTypeObject *)core) ||
         PyModule_AddType(module, (PyTypeObject *)methods) || native_add_cells(module) ||
-        native_add_words(module) || add_layout(module)) {
+        native_add_guards(module) || native_add_words(module) || add_layout(module)) {
         Py_CLEAR(module);
         Py_CLEAR(core);
     }

@@ -7,6 +7,8 @@
  *   native_parking.c   waiting: spin, yield, park
  *   native_call.c      put, get, put_many, get_many as Python calls them,
  *                      with native_put.c, native_get.c and native_blocks.c
+ *   native_monitor.c, native_locks.c, native_semaphores.c   locks and semaphores, with a
+ *                      header of their own, and native_guards.c for Python
  *   native.c           the module
  *
  * The protocol is that of reference_ring.py, whose header names the shared fields,
@@ -14,7 +16,7 @@
  * Rare paths are the Python code of the reference engine, in the same sections.
  *
  * Three rules keep Python out of sections:
- *   - No function of native_ring.c, native_section.c or native_parking.c calls Python.
+ *   - Only native.c and the files of calls, cells and guards call Python, with no section held.
  *   - A thread that holds the GIL never waits for a section; it tries, and for more
  *     than a moment it lets go of the GIL first (the holder may be waiting for it).
  *   - A thread that holds a section never asks for the GIL. */
@@ -63,13 +65,18 @@ typedef enum {
 
 typedef _Atomic uint64_t shm_word_t;
 
+/* How long to look on before a sleep, as experience has it. */
+typedef struct {
+    _Atomic int64_t worth;  /* nanoseconds of looking on that have lately paid */
+    _Atomic uint64_t waits; /* since they do not */
+} patience_t;
+
 /* One side's waiting: for a word of the other's, looked at in the other's section. */
 typedef struct {
     pthread_mutex_t *shm_other_section;
     sem_t *shm_parking;
     uint64_t other_pos, other_ended, other_takeovers, sleepers; /* indices of words */
-    _Atomic int64_t worth;  /* nanoseconds of looking on that have lately paid */
-    _Atomic uint64_t waits; /* since they do not */
+    patience_t patience;
 } side_t;
 
 typedef struct {
@@ -123,18 +130,18 @@ static inline void relax(void)
 #endif
 }
 
-/* native_section.c */
+/* native_section.c: takeovers are counted in a word, or by nobody (NULL). */
 void native_find_clock(void);
 int native_sem_wait(sem_t *shm_parking, int64_t nanoseconds);
-outcome_t section_settle(ring_t *, pthread_mutex_t *, uint64_t takeovers, int answer);
-outcome_t section_wait(ring_t *, pthread_mutex_t *, uint64_t takeovers, int64_t nanoseconds);
+outcome_t section_settle(pthread_mutex_t *, shm_word_t *shm_takeovers, int answer);
+outcome_t section_wait(pthread_mutex_t *, shm_word_t *shm_takeovers, int64_t nanoseconds);
 
-static inline outcome_t section_try(ring_t *ring, pthread_mutex_t *shm_section, uint64_t takeovers)
+static inline outcome_t section_try(pthread_mutex_t *shm_section, shm_word_t *shm_takeovers)
 {
     SYNC_POINT("X1 enter", "before");
     int answer = pthread_mutex_trylock(shm_section);
     if (UNLIKELY(answer))
-        return section_settle(ring, shm_section, takeovers, answer);
+        return section_settle(shm_section, shm_takeovers, answer);
     SYNC_POINT("X1 enter", "after");
     return DONE;
 }
@@ -185,7 +192,11 @@ typedef struct {
     int64_t slice; /* nanoseconds; of its next sleep, 0 = the first */
 } waiting_t;
 
-/* native_parking.c: not with the GIL, but for parking_glance and the wakers. */
+/* native_parking.c: not with the GIL, but for the glances and the wakers. */
+typedef bool moved_t(const void *what); /* whether another attempt may come off */
+void patience_begin(patience_t *);
+bool patience_glance(moved_t *, const void *what);
+bool patience_look_on(patience_t *, moved_t *, const void *what, int64_t deadline);
 bool parking_glance(const ring_t *, const side_t *, uint64_t seen);
 outcome_t parking_look(ring_t *, const side_t *, uint64_t *seen);
 bool parking_look_on(const ring_t *, side_t *, uint64_t seen, int64_t deadline);

@@ -1,7 +1,7 @@
-"""The native engine: the hot paths of ring and allocator."""
+"""The native engine: the hot paths of ring, allocator and locks."""
 
 from collections.abc import Callable, Iterable
-from types import MemberDescriptorType
+from types import MemberDescriptorType, TracebackType
 from typing import Any, SupportsIndex, final
 
 from ipcmap._core.reference_cells import Cell
@@ -30,6 +30,33 @@ class Words:
     def store(self, index: int, number: int, /) -> None: ...
     def add(self, index: int, number: int, /) -> int: ...
     def compare_exchange(self, index: int, expected: int, number: int, /) -> bool: ...
+
+@final
+class Guard:
+    def __new__(
+        cls,
+        kind: str,
+        memory: memoryview,
+        words: memoryview,
+        tag_at: int,
+        tag: int,
+        own: memoryview,
+        family: Any,
+        initial: int = 0,
+        entries: int = 0,
+        maximum: int = 0,
+    ) -> Guard: ...
+
+class GuardMethods:
+    def acquire(self, block: bool = True, timeout: float | None = None) -> bool: ...
+    def release(self) -> None: ...
+    def __enter__(self) -> bool: ...
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None: ...
 
 class Cells:
     def places(
@@ -79,3 +106,15 @@ def bind_cells(
     check: Callable[..., None],
     trim: Callable[..., None],
 ) -> None: ...
+def bind_guards(
+    handle: type[GuardMethods],
+    slot: MemberDescriptorType,
+    acquire: Callable[..., bool],
+    release: Callable[..., None],
+    may_spin: Callable[[], bool],
+    page: Any,
+    mark: memoryview,
+    slice: float,
+    usual: tuple[type[GuardMethods], ...],
+) -> None: ...
+def slice_guards(seconds: float, /) -> None: ...

@@ -97,15 +97,15 @@ done:
 
 static const int64_t ASK_EVERY = 1000000000; /* nanoseconds */
 
-/* Whether to look on before a sleep, as processors.py has it: asked once a second, since the
- * answer takes a while. Any thread may ask: the figures are hints. -1 = a signal handler raised. */
-static int may_spin(void)
+/* Whether to look on before a sleep, as `ask` (processors.may_spin) has it: once a second, since
+ * the answer takes a while. Any thread may ask: the figures are hints. -1 = a signal handler raised. */
+int native_may_spin(PyObject *ask)
 {
     static _Atomic int64_t asked_at = INT64_MIN / 2;
     static _Atomic bool several;
     int64_t now = monotonic_ns();
     if (now - atomic_load_explicit(&asked_at, memory_order_relaxed) > ASK_EVERY) {
-        PyObject *answer = PyObject_CallNoArgs(native_bound.may_spin);
+        PyObject *answer = PyObject_CallNoArgs(ask);
         if (!answer)
             return -1;
         atomic_store_explicit(&several, answer == Py_True, memory_order_relaxed);
@@ -127,7 +127,7 @@ verdict_t wait_for_other(PyObject *self, core_t *core, side_t *side, uint64_t *s
         return GIVE_UP;
     if (PyErr_CheckSignals())
         return FAILED;
-    int spin = may_spin();
+    int spin = native_may_spin(native_bound.may_spin);
     if (spin < 0)
         return FAILED;
     if (IPCMAP_LOOK_DIRECTLY && spin && parking_glance(ring, side, *seen))

@@ -85,14 +85,14 @@ static inline __attribute__((always_inline)) outcome_t try_to(core_t *core, atte
     bool puts = attempt->what <= PUT_BLOCK;
     pthread_mutex_t *shm_section = puts ? ring->shm_producers_section : ring->shm_consumers_section;
     const side_t *other = puts ? &ring->consumers : &ring->producers;
-    uint64_t takeovers = puts ? PRODUCERS_TAKEOVERS : CONSUMERS_TAKEOVERS;
-    outcome_t outcome = section_try(ring, shm_section, takeovers);
+    shm_word_t *shm_takeovers = &ring->shm_words[puts ? PRODUCERS_TAKEOVERS : CONSUMERS_TAKEOVERS];
+    outcome_t outcome = section_try(shm_section, shm_takeovers);
     attempt->sleepers = 0;
     if (LIKELY(outcome == DONE)) {
         outcome = make(ring, attempt, shm_section, other);
     } else if (outcome == BUSY) {
         Py_BEGIN_ALLOW_THREADS
-        outcome = section_wait(ring, shm_section, takeovers, LOCK_SLICE);
+        outcome = section_wait(shm_section, shm_takeovers, LOCK_SLICE);
         if (outcome == DONE)
             outcome = make(ring, attempt, shm_section, other);
         Py_END_ALLOW_THREADS
@@ -115,6 +115,7 @@ static inline bool call_listeners(PyObject *self, const attempt_t *attempt)
 
 typedef enum { FAILED = -1, GIVE_UP, GO_ON } verdict_t;
 
+int native_may_spin(PyObject *ask);
 verdict_t wait_for_other(PyObject *self, core_t *core, side_t *side, uint64_t *seen,
                          int64_t deadline, waiting_t *);
 

@@ -22,6 +22,8 @@ typedef struct {
 extern PyTypeObject *native_core_type;
 extern PyMethodDef native_ring_methods[];
 
+Py_ssize_t native_find_slot(PyObject *type, PyObject *slot);
+
 #ifdef IPCMAP_SYNC_POINTS
 int native_add_sync_points(PyObject *module);
 #endif

@@ -1,4 +1,5 @@
-/* native_layout.h -- where the shared words lie: ring_layout.py and layout.py, for C.
+/* native_layout.h -- where the shared words lie: ring_layout.py, layout.py and
+ * monitor_layout.py, for C.
  *
  * Nothing else computes an offset. A test compares the two files, by way of
  * native.layout. Words are u64; LEASE_* and RETURNED are changed by the Python
@@ -81,6 +82,38 @@ enum { BLOCK_HEADER = 64 }; /* bytes */
 /* The word of sleepers: their count, and above it the mark of the listeners. */
 #define SLEEPING UINT64_C(0xffffffff)
 #define LISTENING (UINT64_C(1) << 32)
+
+/* A lock's and a semaphore's: monitor_layout.py, with M_ before each name. */
+enum { M_SECTION = 0, M_PARKING = 64 }; /* offsets in bytes */
+enum {
+    M_SLEEPERS = (M_PARKING + SLEEPERS) / 8,
+    M_HOLDER = 128 / 8,
+    M_THREAD,
+    M_COUNT,
+    M_RECOVERED,
+    M_SINCE,
+    M_LOCK_NBYTES = 168, /* bytes */
+};
+enum {
+    M_INITIAL = 128 / 8,
+    M_ENTRIES,
+    M_VALUE,
+    M_TRAVELS,
+    M_RETURNED,
+    M_LEFT,
+    M_JOURNAL,
+    M_NEXT_RETURNED,
+    M_NEXT_LEFT,
+    M_MAXIMUM,
+    M_FIRST_ENTRY = 256 / 8,
+    M_ENTRY = 2, /* words: who, and how many */
+};
+#define M_MAX_VALUE UINT64_C(0x7fffffff)
+
+/* A process as a holder: slot_layout.py; and where its private page has the two parts
+ * (reference_slots.py), in words. */
+#define HOLDER_BITS 22
+enum { OWN_NUMBER = 0, OWN_GENERATION = 2 };
 
 #define MIN_CAPACITY UINT64_C(64)
 #define MAX_CAPACITY (UINT64_C(1) << 32)

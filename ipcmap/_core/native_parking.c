@@ -1,7 +1,8 @@
 /* native_parking.c -- how a side waits for the other: look, yield, park.
  *
  * The C twin of reference_parking.py, which has the loop and its reasons, and of `wait`
- * in reference_ring_waiting.py. Shared fields
+ * in reference_ring_waiting.py. Who waits for a lock or a semaphore looks on and wakes by
+ * the same functions; its sleep is native_monitor.c's. Shared fields
  *   semaphore    wakes, and says nothing                     the C library alone
  *   sleepers     waiters between P1 and P4, or too many      in the section of the other
  *                                                            side, whose position they await
@@ -52,13 +53,19 @@ enum {
     PROBE_EVERY = 32,
 };
 
-/* Look a few hundred nanoseconds whether the other side moves. */
-bool parking_glance(const ring_t *ring, const side_t *side, uint64_t seen)
+void patience_begin(patience_t *patience)
+{
+    atomic_init(&patience->worth, 20000);
+    atomic_init(&patience->waits, 0);
+}
+
+/* Look a few hundred nanoseconds whether another attempt may come off. */
+bool patience_glance(moved_t *moved, const void *what)
 {
     int64_t until = monotonic_ns() + GLANCE;
     do {
         for (int looks = 0; looks < LOOKS_A_CLOCK; looks++) {
-            if (look(ring, side->other_pos) != seen)
+            if (moved(what))
                 return true;
             relax();
         }
@@ -66,22 +73,22 @@ bool parking_glance(const ring_t *ring, const side_t *side, uint64_t seen)
     return false;
 }
 
-/* The same for longer, as long as it has been worth; true = it has moved. */
-bool parking_look_on(const ring_t *ring, side_t *side, uint64_t seen, int64_t deadline)
+/* The same for longer, as long as it has been worth. */
+bool patience_look_on(patience_t *patience, moved_t *moved, const void *what, int64_t deadline)
 {
     int64_t begin = monotonic_ns(), now = begin;
-    int64_t worth = atomic_load_explicit(&side->worth, memory_order_relaxed), tried = worth;
+    int64_t worth = atomic_load_explicit(&patience->worth, memory_order_relaxed), tried = worth;
     if (!worth) {
-        if (atomic_fetch_add_explicit(&side->waits, 1, memory_order_relaxed) % PROBE_EVERY)
+        if (atomic_fetch_add_explicit(&patience->waits, 1, memory_order_relaxed) % PROBE_EVERY)
             return false;
         tried = PROBE;
     }
     while (now - begin < tried && now < deadline) {
         for (int looks = 0; looks < LOOKS_A_CLOCK; looks++) {
-            if (look(ring, side->other_pos) != seen) {
+            if (moved(what)) {
                 int64_t ample = 4 * (now - begin) + LEAST_LOOKING;
                 ample = ample < worth ? worth : ample < MOST_LOOKING ? ample : MOST_LOOKING;
-                atomic_store_explicit(&side->worth, ample, memory_order_relaxed);
+                atomic_store_explicit(&patience->worth, ample, memory_order_relaxed);
                 return true;
             }
             relax();
@@ -90,17 +97,42 @@ bool parking_look_on(const ring_t *ring, side_t *side, uint64_t seen, int64_t de
             sched_yield();
         now = monotonic_ns();
     }
-    atomic_store_explicit(&side->worth, worth < LEAST_LOOKING ? 0 : worth / 2, memory_order_relaxed);
+    atomic_store_explicit(&patience->worth, worth < LEAST_LOOKING ? 0 : worth / 2, memory_order_relaxed);
     return false;
+}
+
+/* What a side of a ring waits for. */
+typedef struct {
+    const shm_word_t *shm_pos; /* the other's */
+    uint64_t seen;
+} awaited_t;
+
+static bool has_moved(const void *what)
+{
+    const awaited_t *awaited = what;
+    return atomic_load_explicit(awaited->shm_pos, memory_order_relaxed) != awaited->seen;
+}
+
+bool parking_glance(const ring_t *ring, const side_t *side, uint64_t seen)
+{
+    const awaited_t awaited = {&ring->shm_words[side->other_pos], seen};
+    return patience_glance(has_moved, &awaited);
+}
+
+bool parking_look_on(const ring_t *ring, side_t *side, uint64_t seen, int64_t deadline)
+{
+    const awaited_t awaited = {&ring->shm_words[side->other_pos], seen};
+    return patience_look_on(&side->patience, has_moved, &awaited, deadline);
 }
 
 /* Visit the other's section: look, and be a sleeper or be none any more. */
 static outcome_t visit(ring_t *ring, const side_t *side, uint64_t *seen, int arriving, int leaving)
 {
     int64_t give_up = monotonic_ns() + PATIENCE;
-    outcome_t entered = section_try(ring, side->shm_other_section, side->other_takeovers);
+    shm_word_t *shm_takeovers = &ring->shm_words[side->other_takeovers];
+    outcome_t entered = section_try(side->shm_other_section, shm_takeovers);
     while (entered == BUSY && monotonic_ns() < give_up)
-        entered = section_wait(ring, side->shm_other_section, side->other_takeovers, LOCK_SLICE);
+        entered = section_wait(side->shm_other_section, shm_takeovers, LOCK_SLICE);
     if (entered != DONE)
         return UNUSUAL;
     uint64_t pos, ended;

@@ -45,8 +45,7 @@ static void open_side(ring_t *ring, side_t *side, bool produces)
     side->other_ended = produces ? ENDED : CLOSED;
     side->other_takeovers = produces ? CONSUMERS_TAKEOVERS : PRODUCERS_TAKEOVERS;
     side->sleepers = produces ? PRODUCERS_SLEEPING : CONSUMERS_SLEEPING;
-    atomic_init(&side->worth, 20000);
-    atomic_init(&side->waits, 0);
+    patience_begin(&side->patience);
 }
 
 /* Have a ring that lies in shared memory; nothing there is looked at or changed. */

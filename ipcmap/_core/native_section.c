@@ -8,8 +8,9 @@
  *   X2 leave   unlock, after the owner's last store (section_leave)
  *
  * If a process dies between X1 and X2, the next to enter gets EOWNERDEAD, makes the
- * mutex consistent and counts the takeover. There is nothing to repair: each change of
- * a ring is one store. Dying between EOWNERDEAD and consistent() hands it to the next
+ * mutex consistent and counts the takeover, where somebody wants to know. There is nothing
+ * to repair here: each change of a ring or of a lock is one store, and a semaphore has a
+ * journal, at which whoever enters looks first. Dying between EOWNERDEAD and consistent() hands it to the next
  * in the same way.
  *
  * Not here: waiting for long, and its deadline. Whoever does not get a section in a
@@ -54,18 +55,21 @@ int native_sem_wait(sem_t *shm_parking, int64_t nanoseconds)
     return answer ? errno : 0;
 }
 
-static outcome_t take_over(ring_t *ring, pthread_mutex_t *shm_section, uint64_t takeovers)
+static outcome_t take_over(pthread_mutex_t *shm_section, shm_word_t *shm_takeovers)
 {
     int answer;
     STEP("X1 make consistent", answer = pthread_mutex_consistent(shm_section));
     if (answer)
         return UNUSUAL;
-    STEP("X1 count the takeover", store(ring, takeovers, look(ring, takeovers) + 1));
+    if (shm_takeovers) {
+        uint64_t takeovers = atomic_load_explicit(shm_takeovers, memory_order_relaxed);
+        STEP("X1 count the takeover", atomic_store_explicit(shm_takeovers, takeovers + 1, memory_order_release));
+    }
     return DONE;
 }
 
 /* Finish what trylock began: DONE = entered, BUSY = not within a moment, or UNUSUAL. */
-outcome_t section_settle(ring_t *ring, pthread_mutex_t *shm_section, uint64_t takeovers, int answer)
+outcome_t section_settle(pthread_mutex_t *shm_section, shm_word_t *shm_takeovers, int answer)
 {
     for (int tries = 0; answer == EBUSY && tries < TRIES; tries++) {
         for (int pauses = 0; pauses <= tries; pauses++)
@@ -78,12 +82,12 @@ outcome_t section_settle(ring_t *ring, pthread_mutex_t *shm_section, uint64_t ta
         return DONE;
     }
     if (answer == EOWNERDEAD)
-        return take_over(ring, shm_section, takeovers);
+        return take_over(shm_section, shm_takeovers);
     return answer == EBUSY ? BUSY : UNUSUAL;
 }
 
 /* Wait for a section, for so long at most, as section_settle. Not with the GIL. */
-outcome_t section_wait(ring_t *ring, pthread_mutex_t *shm_section, uint64_t takeovers, int64_t nanoseconds)
+outcome_t section_wait(pthread_mutex_t *shm_section, shm_word_t *shm_takeovers, int64_t nanoseconds)
 {
     clockid_t clock = clocklock ? CLOCK_MONOTONIC : CLOCK_REALTIME;
     struct timespec until = after(clock, nanoseconds);
@@ -95,6 +99,6 @@ outcome_t section_wait(ring_t *ring, pthread_mutex_t *shm_section, uint64_t take
         return DONE;
     }
     if (answer == EOWNERDEAD)
-        return take_over(ring, shm_section, takeovers);
+        return take_over(shm_section, shm_takeovers);
     return answer == ETIMEDOUT ? BUSY : UNUSUAL;
 }

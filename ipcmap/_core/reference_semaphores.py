@@ -221,6 +221,10 @@ class SemaphoreCore(Monitor):
         self._repair()
         return True
 
+    def figures(self) -> tuple[int, int, int]:
+        """Return the first value, the length of the ledger, and the maximum: what never changes."""
+        return self._initial, (self._end - at.FIRST_ENTRY) // at.ENTRY, self.maximum
+
     @property
     def value(self) -> int:
         """The count now; stale as soon as it is read."""

@@ -160,6 +160,10 @@ class SlotTable:
             return int(own[_GENERATION]) << at.HOLDER_BITS | number
         return 0
 
+    def own_page(self) -> memoryview | None:
+        """Return the private words, where the kernel wipes them in a child by itself."""
+        return self._own if self._wiped else None
+
     def leave(self) -> None:
         """Say that this process ends by itself, for those who find it reaped."""
         if number := self.known():
