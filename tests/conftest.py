@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 import ipcmap
-from ipcmap import sync
 from ipcmap._core import reference_monitor, reference_rooms
 
 # Programs that tests start take the installed package, and not what lies in their folder.
@@ -17,19 +18,19 @@ os.environ["PYTHONSAFEPATH"] = "1"
 
 pytest_plugins = ["pytester", "leftovers", "watchdog", "children", "families", "listening"]
 
-ENGINES = dict.fromkeys(reversed(ipcmap._core.engines), sync)  # locks are one for both
+ENGINES = [*reversed(ipcmap._core.engines)]
 
 collect_ignore_glob = [] if "native" in ENGINES else ["test_native_*.py"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--engine", choices=[*ENGINES], help="run on this engine alone")
+    parser.addoption("--engine", choices=ENGINES, help="run on this engine alone")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "engine" in metafunc.fixturenames:
         only = metafunc.config.getoption("engine")
-        metafunc.parametrize("engine", [only] if only else [*ENGINES])
+        metafunc.parametrize("engine", [only] if only else ENGINES)
 
 
 @pytest.fixture
@@ -42,17 +43,18 @@ def native_arena() -> Iterator[ipcmap.Arena]:
 
 
 @pytest.fixture
-def semaphore_type(engine: str) -> type[ipcmap.Semaphore]:
-    """The engine's semaphore class."""
-    semaphore: type[ipcmap.Semaphore] = ENGINES[engine].Semaphore
-    return semaphore
-
-
-@pytest.fixture
-def endless_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+def endless_slices(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Let no wait for a lock look by itself: what is not woken sleeps for ever."""
+    usual = reference_monitor.FIRST_SLICE
     monkeypatch.setattr(reference_monitor, "FIRST_SLICE", 3600.0)
     monkeypatch.setattr(reference_monitor, "LONGEST_SLICE", 3600.0)
+    if "native" in ENGINES:
+        native = importlib.import_module("ipcmap._core.native")
+        native.slice_guards(3600.0)
+        yield
+        native.slice_guards(usual)
+    else:
+        yield
 
 
 @pytest.fixture
@@ -62,23 +64,31 @@ def endless_rooms(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reference_rooms, "LONGEST_SLICE", 3600.0)
 
 
+def of_engine(public: type[Any], engine: str, monkeypatch: pytest.MonkeyPatch) -> type[Any]:
+    """Return a class as an engine has it, whatever the engine of the arena."""
+    if engine == "native":
+        return public._accelerated[public, engine]  # type: ignore[no-any-return]
+    # Subclasses aside, what it makes would be the native engine's otherwise.
+    monkeypatch.setattr(public, "_accelerated", {})
+    return public
+
+
 @pytest.fixture
-def lock_type(engine: str) -> type[ipcmap.Lock]:
+def lock_type(engine: str, monkeypatch: pytest.MonkeyPatch) -> type[ipcmap.Lock]:
     """The engine's lock class."""
-    lock: type[ipcmap.Lock] = ENGINES[engine].Lock
-    return lock
+    return of_engine(ipcmap.Lock, engine, monkeypatch)
+
+
+@pytest.fixture
+def semaphore_type(engine: str, monkeypatch: pytest.MonkeyPatch) -> type[ipcmap.Semaphore]:
+    """The engine's semaphore class."""
+    return of_engine(ipcmap.Semaphore, engine, monkeypatch)
 
 
 @pytest.fixture
 def ring_type(engine: str, monkeypatch: pytest.MonkeyPatch) -> type[ipcmap.Ring]:
     """The engine's ring class."""
-    if engine == "native":
-        from ipcmap.native_ring import NativeRing
-
-        return NativeRing
-    # Subclasses aside, what Ring makes would be the native engine's otherwise.
-    monkeypatch.setattr(ipcmap.Ring, "_accelerated", {})
-    return ipcmap.Ring
+    return of_engine(ipcmap.Ring, engine, monkeypatch)
 
 
 @pytest.fixture

@@ -20,8 +20,15 @@ class Raised(Exception):
     """What a signal handler raises."""
 
 
+def leave_to_reference(guard: Guard) -> None:
+    """Let this process use it by the methods of the reference engine, on the same bytes."""
+    if hasattr(guard, "_native"):
+        del guard._native
+
+
 def set_trap(guard: Guard, store: int, before: bool, act: Callable[[], object]) -> Trap:
-    """Act at the n-th store of a word from here on."""
+    """Act at the n-th store of a word from here on, by the methods of the reference engine."""
+    leave_to_reference(guard)
     trap = Trap(guard._core._words, store, before, act)
     guard._core._words = cast(Any, trap)
     return trap

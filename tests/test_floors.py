@@ -27,6 +27,7 @@ FLOORS: list[list[set[str]]] = [
         {"locks", "semaphores", "event", "barrier", "rwlock"},
         {"condition"},
         {"sync"},
+        {"native_locks"},
     ],
     [{"loans"}, {"listener"}, {"ring_handle"}, {"ring"}, {"native_ring"}],
     [{"objects"}, {"queues", "connection", "broadcast", "values", "table"}],

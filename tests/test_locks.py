@@ -278,9 +278,13 @@ def test_a_handler_that_uses_the_lock_it_interrupts_gets_an_error(lock_type: Loc
 
 
 def test_handlers_that_raise_at_any_moment_leave_it_sound(
-    lock_type: LockType, chance: random.Random, fork: Fork
+    engine: str, lock_type: LockType, chance: random.Random, fork: Fork
 ) -> None:
-    """An acquire that raised has taken nothing; a release that raised may have to be repeated."""
+    """An acquire that raised has taken nothing; a release that raised may have to be repeated.
+
+    The interpreter lets a handler in right after a method in C, before the caller can know
+    that it has returned: what that raises finds it taken. (See the test of ``with``.)
+    """
     lock, armed = lock_type(), list[bool]()
     raised = {"acquire": 0, "release": 0}
 
@@ -302,17 +306,18 @@ def test_handlers_that_raise_at_any_moment_leave_it_sound(
             try:
                 armed.append(True)
                 signal.setitimer(signal.ITIMER_REAL, chance.uniform(1e-6, 6e-5))
-                lock.acquire()
-                call = "release"
-                lock.release()
-                armed.clear()
+                while armed:
+                    call = "acquire"
+                    lock.acquire()
+                    call = "release"
+                    lock.release()
             except Raised:
                 raised[call] += 1
                 held = lock._core.holder() == (
                     lock._core._family.holder(),
                     threading.get_native_id(),
                 )
-                assert not (held and call == "acquire")
+                assert not (held and call == "acquire") or engine == "native"
                 if held:
                     lock.release()
     finally:

@@ -17,6 +17,7 @@ from ipcmap._core import monitor_layout as at
 from ipcmap._core import reference_parking as parking
 from monitor_harness import (
     LockType,
+    leave_to_reference,
     set_trap,
     sleepers,
     stop,
@@ -341,6 +342,7 @@ def test_a_sleeper_gets_it_though_the_giver_was_killed_before_it_woke_anyone(
     lock, ready = lock_type(), Semaphore(0)
 
     def give() -> None:
+        leave_to_reference(lock)
         with lock:
             ready.release()
             wait_for_sleepers(lock, 1)

@@ -18,12 +18,19 @@ from collections.abc import Callable
 import pytest
 
 from ipcmap import Arena, ClosedError, Ring
-from ipcmap._core import layout, native, ring_layout
+from ipcmap._core import (
+    layout,
+    monitor_layout,
+    native,
+    reference_slots,
+    ring_layout,
+    slot_layout,
+)
 from ipcmap.native_ring import NativeRing
 
 
 def test_both_files_of_offsets_say_the_same() -> None:
-    """native_layout.h mirrors ring_layout.py and layout.py."""
+    """native_layout.h mirrors ring_layout.py, layout.py, monitor_layout.py, slot_layout.py."""
     size_class = layout.Layout(1 << 30, 10).classes[3]
     line = 8 * size_class.number + 320 // 8
     in_python = {
@@ -35,6 +42,13 @@ def test_both_files_of_offsets_say_the_same() -> None:
         "FIRST_OF_RING": layout.Kind.RECORD,
         "KIND_RECORD": layout.Kind.RECORD,
         "LAST_OF_RING": layout.Kind.LEAVING,
+        "HOLDER_BITS": slot_layout.HOLDER_BITS,
+        "OWN_NUMBER": reference_slots._NUMBER,
+        "OWN_GENERATION": reference_slots._GENERATION,
+    } | {
+        f"M_{name}": value
+        for name, value in vars(monitor_layout).items()
+        if name[0].isupper() and name not in ("WORD", "KEPT")
     }
     for name in set(native.layout) - set(in_python):
         in_python[name] = getattr(layout if hasattr(layout, name) else ring_layout, name)
