@@ -96,6 +96,10 @@ def company(call: str) -> tuple[dict[str, Callable[[Any], None]], Any, Callable[
         import sync_point_blocks as of_blocks
 
         return of_blocks.SCENES, of_blocks.BlockStage, of_blocks.settle
+    if call in ("lock", "rlock", "semaphore", "travels"):
+        import sync_point_guards as of_guards
+
+        return of_guards.SCENES, of_guards.GuardStage, of_guards.settle
     import sync_point_accounts
     import sync_point_scenes
     import sync_point_stage

@@ -447,24 +447,41 @@ def test_a_sleeper_gets_it_though_the_one_that_was_woken_is_killed(taken: Any, f
 
 def test_who_is_stopped_in_the_section_keeps_a_timeout_from_nobody(guard: Any, fork: Fork) -> None:
     """Each call ends in time, with nothing taken; the release waits."""
-    held = Mapping.anonymous(8).view().cast("Q")
 
     def hold() -> None:
-        def stop_here() -> None:
-            held[0] = 1
-            os.kill(os.getpid(), signal.SIGSTOP)
-
-        sections.inside(guard._core._section, ipcmap.guards._FOREVER, stop_here)
+        stops = (os.kill, os.getpid(), signal.SIGSTOP)
+        sections.inside(guard._core._section, ipcmap.guards._FOREVER, *stops)
 
     child = fork(hold)
     os.waitpid(child.pid, os.WUNTRACED)
-    assert held[0] == 1
 
     assert guard.acquire(timeout=0.1) is False
     assert guard.acquire(block=False) is False
     os.kill(child.pid, signal.SIGCONT)
     assert child.wait() == 0
     assert guard.acquire(timeout=30)
+
+
+def test_whoever_waits_for_a_stopped_section_leaves_the_interpreter_to_others(
+    guard: Any, fork: Fork
+) -> None:
+    """What it guards looks free meanwhile: to look once more, and again, would hold the GIL."""
+
+    def hold() -> None:
+        stops = (os.kill, os.getpid(), signal.SIGSTOP)
+        sections.inside(guard._core._section, ipcmap.guards._FOREVER, *stops)
+
+    child = fork(hold)
+    os.waitpid(child.pid, os.WUNTRACED)
+    taken = list[bool]()
+    thread = threading.Thread(target=lambda: taken.append(guard.acquire()))
+    thread.start()
+    thread.join(0.1)  # for it to come to the section
+    os.kill(child.pid, signal.SIGCONT)
+    thread.join()
+
+    assert child.wait() == 0
+    assert taken == [True]
 
 
 @pytest.mark.parametrize("word", [at.JOURNAL, at.VALUE, at.FIRST_ENTRY + 1, at.FIRST_ENTRY])

@@ -24,6 +24,7 @@ import native_build
 SMALL = ["put", "put_many", "get", "get_many"]
 LARGE = ["put_large", "get_large"]  # of records in blocks
 OF_BLOCKS = ["allocate", "free", "retag"]
+GUARDS = ["lock", "rlock", "semaphore", "travels"]  # the last, with tokens that travel
 MODES = ["kill", "stop", "raise", "fork"]
 COMPILER = shlex.split(sysconfig.get_config_var("CC") or "cc")[0]
 
@@ -57,7 +58,7 @@ def strike(hooks: Path, folder: Path, *arguments: str) -> dict[str, Any]:
 def test_every_point_is_passed_by_some_call(hooks: Path, tmp_path: Path) -> None:
     """A step that no scene comes to would be one at which nobody is killed."""
     points, passed = set[str](), set[str]()
-    for call in [*SMALL, *LARGE, *OF_BLOCKS]:
+    for call in [*SMALL, *LARGE, *OF_BLOCKS, *GUARDS]:
         facts = strike(hooks, tmp_path, call, "trace")
         assert facts["failures"] == []
         points = set(facts["points"])
@@ -72,12 +73,13 @@ RUNS = [
     *((call, "kill", "") for call in [*LARGE, *OF_BLOCKS]),
     *((call, mode, "") for mode in MODES[1:] for call in SMALL),
     *((call, mode, "") for mode in MODES[1:3] for call in [*LARGE, *OF_BLOCKS]),
+    *((call, mode, "") for mode in MODES for call in GUARDS),
 ]
 FULLER = [
     (call, mode, extent)
     for extent in ("", "everywhere")
     for mode in MODES
-    for call in [*SMALL, *LARGE, *OF_BLOCKS]
+    for call in [*SMALL, *LARGE, *OF_BLOCKS, *GUARDS]
     if (call, mode, extent) not in RUNS
 ]
 

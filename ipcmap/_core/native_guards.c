@@ -181,6 +181,16 @@ static outcome_t wait_for(guard_t *guard, holder_t *me, int64_t deadline, int64_
     return outcome == BUSY ? UNUSUAL : outcome;
 }
 
+/* Make an attempt, waiting for the section for a while: as wait_for. */
+static outcome_t acquire_soon(guard_t *guard, holder_t me)
+{
+    outcome_t outcome;
+    Py_BEGIN_ALLOW_THREADS
+    outcome = monitor_acquire_soon(&guard->monitor, me);
+    Py_END_ALLOW_THREADS
+    return outcome == BUSY ? UNUSUAL : outcome;
+}
+
 /* Whether it was taken; UNUSUAL and BUSY as wait_for. */
 static inline outcome_t acquire_by(PyObject *self, guard_t *guard, bool block, int64_t deadline)
 {
@@ -193,7 +203,8 @@ static inline outcome_t acquire_by(PyObject *self, guard_t *guard, bool block, i
         if (UNLIKELY(outcome == NOTHING || outcome == BUSY)) {
             if (!block || (deadline != FOR_EVER && monotonic_ns() >= deadline))
                 return UNUSUAL;
-            outcome = wait_for(guard, &me, deadline, &give_up);
+            /* What a held section guards may look free for as long as its holder is stopped. */
+            outcome = outcome == BUSY ? acquire_soon(guard, me) : wait_for(guard, &me, deadline, &give_up);
         }
         if (UNLIKELY(outcome == UNUSUAL || outcome == BUSY))
             return outcome;
