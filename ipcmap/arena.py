@@ -32,6 +32,7 @@ from ipcmap._core.layout import (
 from ipcmap._core.reference_cells import Cell
 from ipcmap._core.reference_ring_burial import keeps
 from ipcmap._core.reference_sections import initialise
+from ipcmap._deadline import Deadline
 from ipcmap.block import Block, Inside
 from ipcmap.errors import ArenaFull, BusyError, ClosedError, IpcmapError, NotInherited
 from ipcmap.family import ExitRecord, Family
@@ -40,6 +41,7 @@ from ipcmap.pages import byte_count, reserve_pages
 
 __all__ = ["Arena", "ArenaStatistics", "ClassStatistics", "default_arena", "sweep_arenas"]
 
+_FOR_EVER = Deadline(None)
 _SWEEP_EVERY = 10**9  # nanoseconds
 _RESERVE_FOR_LIMIT = 64  # a class of blocks has 1/64 of the reserve
 _SMALLEST_DEFAULT, _LARGEST_DEFAULT = 1 << 40, 1 << 44  # bytes of a default reserve
@@ -225,14 +227,14 @@ class Arena:
             raise ValueError(f"length must not be negative: nbytes={nbytes}")
         return Block._made(self, self._allocate(nbytes, Kind.BYTES))
 
-    def _allocate(self, nbytes: int, kind: int) -> Cell:
+    def _allocate(self, nbytes: int, kind: int, deadline: Deadline = _FOR_EVER) -> Cell:
         inside = self._open()
         try:
-            return inside.allocator.allocate(nbytes, kind)
+            return inside.allocator.allocate(nbytes, kind, deadline)
         except ArenaFull:
             if not inside.family.sweep():
                 raise
-            return inside.allocator.allocate(nbytes, kind)
+            return inside.allocator.allocate(nbytes, kind, deadline)
 
     def _block_at(self, offset: int, generation: int, kind: int) -> Block:
         """Return a handle of a block that is there still; called by pickle."""

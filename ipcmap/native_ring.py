@@ -52,7 +52,7 @@ class NativeRing(native.RingMethods, Ring):
     def _idle(self) -> None:
         """Look after the family, after a slice of waiting in which nothing came."""
         self._check()
-        self._arena._sweep_if_due()
+        self._look_after_others()
 
 
 native.bind(

@@ -157,7 +157,9 @@ class Queue(Objects[T]):
         data = record if isinstance(record, bytes) else b"".join(record)
         try:
             self._ring._put_within(self.maxsize, data, Deadline(timeout))
-        except queue.Full:
+        except queue.Full as error:
+            if error.__cause__:  # it was not for want of room
+                raise
             raise queue.Full(
                 f"queue was full all the time: maxsize={self.maxsize}, "
                 f"{self._ring._core.backlog_records()} in it; "

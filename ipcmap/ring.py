@@ -155,6 +155,7 @@ class Ring(RingHandle):
         Its ``with`` block gives a writable memoryview. At the end of the block the
         record is put, which may wait for room as :meth:`put` does, with the same
         errors; an exception in the block aborts it. The ring is not held meanwhile.
+        To enter the block may wait as well, where another changes the arena for so long.
         A claim that was opened before a fork belongs to the parent alone.
 
         Raises:
@@ -180,7 +181,7 @@ class Ring(RingHandle):
             if length <= self._inline:
                 scratch.append(bytearray(length))
                 return memoryview((ctypes.c_ubyte * length).from_buffer(scratch[0])).cast("B")
-            return self._view_of(self._take_block(length, hand))
+            return self._view_of(self._take_block(length, hand, Deadline(timeout)))
 
         def commit() -> None:
             if scratch:

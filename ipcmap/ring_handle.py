@@ -28,10 +28,11 @@ from ipcmap._core.reference_ring_waiting import (
     Stalled,
 )
 from ipcmap._core.reference_sections import Reentered
+from ipcmap._core.stall_log import blame
 from ipcmap._deadline import Deadline
 from ipcmap.errors import ArenaFull, BusyError, ClosedError, CorruptError, RecordTooLarge
 from ipcmap.listener import Key, rearm
-from ipcmap.structure import Structure, free_quietly
+from ipcmap.structure import Structure, free_left_behind, free_quietly
 
 __all__ = ["RingHandle", "bytes_of"]
 
@@ -101,7 +102,7 @@ class RingHandle(Structure):
     def _put_large(self, data: bytes | memoryview, deadline: Deadline) -> None:
         hand = Hand.empty()
         try:
-            cell = self._take_block(len(data), hand)
+            cell = self._take_block(len(data), hand, deadline)
             self._core.record_in(cell)[:] = data
             self._put_block(cell, deadline)
         except BaseException:
@@ -165,9 +166,14 @@ class RingHandle(Structure):
                 if core.count_returned():
                     return
             raise self._closed()
-        self._arena._sweep_if_due()
+        self._look_after_others()
         if not deadline.remaining():
             raise Stalled
+
+    def _look_after_others(self) -> None:
+        """Sweep, and free what could not be freed before: for whoever waits in vain."""
+        self._arena._sweep_if_due()
+        free_left_behind()
 
     def _lease(self, hand: Hand, deadline: Deadline) -> Cell:
         """Take a record as a block of one's own; whatever is raised, ``hand`` is to be given back."""
@@ -179,10 +185,10 @@ class RingHandle(Structure):
         while True:
             taken: Cell | TooSmall = self._wait_for(attempt, deadline, hand)
             if copy and taken != copy._replace(kind=Kind.LEASED):
-                self._core.free_own(copy)
+                free_quietly(self._allocator, copy)  # B3 free
             if isinstance(taken, Cell):
                 return taken
-            copy = self._take_block(taken.nbytes - at.BLOCK_HEADER, hand)
+            copy = self._take_block(taken.nbytes - at.BLOCK_HEADER, hand, deadline, queue.Empty)
 
     # For queues
 
@@ -195,7 +201,7 @@ class RingHandle(Structure):
             return
         hand = Hand.empty()
         try:
-            cell = self._take_block(len(data), hand)
+            cell = self._take_block(len(data), hand, deadline)
             core.record_in(cell)[:] = data
             self._offer_within(most, cell, core.need_of_block, deadline)
         except BaseException:
@@ -250,10 +256,17 @@ class RingHandle(Structure):
     def _contents(self) -> list[Cell]:
         return self._core.contents() if hasattr(self, "_core") else []
 
-    def _take_block(self, nbytes: int, hand: Hand) -> Cell:
+    def _take_block(
+        self,
+        nbytes: int,
+        hand: Hand,
+        deadline: Deadline,
+        stalled: type[Exception] = queue.Full,
+    ) -> Cell:
         """Allocate a block for a record, and say in it whose it will be."""
         try:
-            cell = self._arena._allocate(at.BLOCK_HEADER + nbytes, Kind.RECORD)
+            with self._telling(stalled):
+                cell = self._arena._allocate(at.BLOCK_HEADER + nbytes, Kind.RECORD, deadline)
         except ArenaFull as error:
             largest = self._core.largest_record
             if nbytes <= min(largest, self._arena.limit - at.BLOCK_HEADER):
@@ -314,11 +327,11 @@ class RingHandle(Structure):
             yield
         except (Damaged, Reentered) as error:
             raise self._told(error) from None
-        except Stalled:
+        except Stalled as error:
             raise stalled(
                 f"ring was not ready in time: {self._core.backlog()} of {self._core.capacity} bytes "
-                "in use; wait longer, or see who is stopped or slow"
-            ) from None
+                f"in use{blame(error)}; wait longer, or see who is stopped or slow"
+            ) from (error if error.section else None)
 
     def _told(self, error: Exception) -> Exception:
         if isinstance(error, Reentered):

@@ -19,10 +19,12 @@ from typing import Any, ClassVar, Self
 from ipcmap._core.layout import IDENTITY
 from ipcmap._core.reference_allocator import Allocator
 from ipcmap._core.reference_cells import Cell
+from ipcmap._core.reference_sections import Stalled
+from ipcmap._deadline import Deadline
 from ipcmap.arena import Arena, default_arena, inherited_arena
 from ipcmap.errors import BusyError, IpcmapError
 
-__all__ = ["Structure", "free_quietly"]
+__all__ = ["Structure", "free_left_behind", "free_quietly"]
 
 
 class Structure:
@@ -62,10 +64,7 @@ class Structure:
     def _make(self, arena: Arena | None, nbytes: int, zeroed: int) -> None:
         """Take a block, of which the first bytes are zeroed, and be its first handle."""
         arena = arena or default_arena()
-        # Each once: what cannot be freed now is left behind again, at the end.
-        for _ in range(len(_left_behind)):
-            with contextlib.suppress(IndexError):  # another thread was faster
-                free_quietly(*_left_behind.pop(0))
+        free_left_behind()
         cell = arena._allocate(nbytes, self._kind)
         self._place(arena, cell)
         self._memory[:zeroed] = bytes(zeroed)
@@ -148,14 +147,28 @@ _unshared: weakref.WeakSet[Structure] = weakref.WeakSet()
 _left_behind: list[tuple[Allocator, Cell]] = []
 
 
-def free_quietly(allocator: Allocator, cell: Cell) -> None:
-    """Free a block, later where a finalizer interrupted a change of its arena."""
+def free_quietly(allocator: Allocator, cell: Cell) -> bool:
+    """Free a block, later where that cannot be done now, or not soon.
+
+    So it is where a finalizer interrupted a change of its arena, or another is stopped in one.
+    Return whether there is nothing more to do.
+    """
     try:
-        allocator.free(cell)
-    except BusyError:
+        allocator.free(cell, Deadline(0))
+    except (BusyError, Stalled):
         _left_behind.append((allocator, cell))
+        return False
     except IpcmapError:
         pass
+    return True
+
+
+def free_left_behind() -> None:
+    """Free what could not be freed before, up to the first that cannot be now."""
+    for _ in range(len(_left_behind)):
+        with contextlib.suppress(IndexError):  # another thread was faster
+            if not free_quietly(*_left_behind.pop(0)):
+                break
 
 
 def _share_all() -> None:

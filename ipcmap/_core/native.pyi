@@ -5,6 +5,7 @@ from types import MemberDescriptorType, TracebackType
 from typing import Any, SupportsIndex, final
 
 from ipcmap._core.reference_cells import Cell
+from ipcmap._deadline import Deadline
 
 layout: dict[str, int]
 
@@ -69,8 +70,8 @@ class Cells:
         classes: tuple[tuple[int, int, int, int, int, int], ...],
         /,
     ) -> None: ...
-    def allocate(self, nbytes: int, kind: int = 0) -> Cell: ...
-    def free(self, cell: Cell) -> None: ...
+    def allocate(self, nbytes: int, kind: int = 0, deadline: Deadline = ...) -> Cell: ...
+    def free(self, cell: Cell, deadline: Deadline = ...) -> None: ...
     def retag(self, cell: Cell, owner: int, kind: int | None = None) -> Cell: ...
     def pass_on(self, cell: Cell, owner: int, kind: int) -> Cell | None: ...
     def check(self, cell: Cell) -> None: ...
@@ -92,7 +93,7 @@ def bind(
     put_rest: Callable[..., None],
     get_many: Callable[..., list[bytes]],
     idle: Callable[..., None],
-    free: Callable[..., None],
+    free: Callable[..., bool],
     may_spin: Callable[[], bool],
     call: Callable[..., None],
     for_next_call: tuple[type[Exception], ...],

@@ -3,8 +3,9 @@
  * A base of NativeAllocator, whose other base has all methods in Python. Each method
  * makes one attempt (native_allocator.c) and leaves whatever is unusual to the method
  * of the same name there, called with no section held: other arguments, errors, a
- * section that is not free, a journal, a full class. What a call returns is allocated
- * before it enters the section.
+ * section that is not free, a journal, a full class. So a deadline, the last argument of
+ * allocate and free, is for that method alone. What a call returns is allocated before it
+ * enters the section.
  *
  * Who finds more warm cells than may be calls trim, which is the reference engine's. */
 #include "native_call.h"
@@ -99,8 +100,8 @@ static PyObject *native_allocate(PyObject *self, PyObject *const *args, Py_ssize
     cells_object_t *object = (cells_object_t *)self;
     uint64_t nbytes, kind = 0, owner;
     place_t taken;
-    if (!object->cells.count || kwnames || nargs < 1 || nargs > 2 || !number_of(args[0], &nbytes) ||
-        (nargs == 2 && !number_of(args[1], &kind)))
+    if (!object->cells.count || kwnames || nargs < 1 || nargs > 3 || !number_of(args[0], &nbytes) ||
+        (nargs > 1 && !number_of(args[1], &kind)))
         return as_called(bound.allocate, self, args, nargs, kwnames);
     PyObject *cell = new_cell(); /* first, for it may collect garbage, and so run a handler that forks */
     if (!cell)
@@ -129,7 +130,7 @@ static PyObject *native_free(PyObject *self, PyObject *const *args, Py_ssize_t n
     cells_object_t *object = (cells_object_t *)self;
     uint64_t cell[4];
     place_t place;
-    if (!object->cells.count || kwnames || nargs != 1 || !cell_of(args[0], cell) ||
+    if (!object->cells.count || kwnames || nargs < 1 || nargs > 2 || !cell_of(args[0], cell) ||
         cells_find(&object->cells, cell[0], cell[2], cell[3], &place) != DONE ||
         cells_free(&object->cells, &place) != DONE)
         return as_called(bound.free, self, args, nargs, kwnames);

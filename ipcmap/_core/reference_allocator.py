@@ -31,7 +31,8 @@ If a process dies, or is broken off by an exception
   before A1            the cell is free
   between A1 and A2    its owner's slot has the block: the sweep of that slot frees it
   between A2 and A3    more is kept than the bound, until the next call that trims
-  between A3 and A2    its owner's slot has the cell: the sweep gives the memory back
+  between A3 and A2    its owner's slot has the cell: the sweep gives the memory back; who
+                       lives on and could not enter for A2 does so when it trims next
   between A3 and A2, a child that a handler forked   the cell is its parent's alone
   before the journal is cleared   the next to enter counts that class anew from its tags
 
@@ -80,7 +81,7 @@ from ipcmap._core.layout import (
     SizeClass,
 )
 from ipcmap._core.reference_cells import Cell, Cells
-from ipcmap._core.reference_sections import Reentered, initialise, inside
+from ipcmap._core.reference_sections import Reentered, Stalled, initialise, inside
 from ipcmap._deadline import Deadline
 from ipcmap.errors import ArenaFull, BusyError, CorruptError
 
@@ -93,6 +94,7 @@ WARM_SEARCH = 1024  # cells that are looked at for a warm one: in time much less
 
 _REMOVE = 9  # MADV_REMOVE
 _FOR_EVER = Deadline(None)
+_SOON = Deadline(0)  # for what can be done later: it waits a little for the section
 
 Result = TypeVar("Result")
 
@@ -120,6 +122,8 @@ class Allocator(Cells):
         self._address, self._limit, self._owner = address, limit, owner
         self._keep = min(KEEP, limit // 4)
         self._section = address + ALLOCATOR_SECTION
+        # By maker, what is to be stored where somebody was in the section for too long.
+        self._unfinished: list[tuple[int, SizeClass, int, int, int]] = []
 
     def initialise(self) -> None:
         """Make the section of a fresh arena; all else begins as zeros."""
@@ -127,10 +131,11 @@ class Allocator(Cells):
 
     # Blocks
 
-    def allocate(self, nbytes: int, kind: int = 0) -> Cell:
+    def allocate(self, nbytes: int, kind: int = 0, deadline: Deadline = _FOR_EVER) -> Cell:
         """Take a cell for ``nbytes`` bytes of any content and a ``kind`` of 0 to 255.
 
         Raises:
+            Stalled: Another was in the section until the deadline.
             ArenaFull: Beyond the limit, or no cell of such a length is free.
             BusyError: A signal handler interrupted a change of the allocator.
             CorruptError: A high-water mark makes no sense.
@@ -143,15 +148,15 @@ class Allocator(Cells):
                 f"reserve={self.layout.reserved} bytes; reserve more (Arena(reserve=...))"
             )
         owner = self._owner()
-        cell = self._inside(self._allocate, number, nbytes, kind, owner)
+        cell = self._inside(self._allocate, number, nbytes, kind, owner, deadline=deadline)
         if self._excess():
             self._trim(owner)
         return cell
 
-    def free(self, cell: Cell) -> None:
-        """Give a block back; errors as ``check``, and :class:`BusyError` as ``allocate``."""
+    def free(self, cell: Cell, deadline: Deadline = _FOR_EVER) -> None:
+        """Give a block back; errors as ``check``, and :class:`BusyError` and Stalled as ``allocate``."""
         # Again where another owner was stored between the look and the change.
-        while not self._release(*self._tag_of(cell)):
+        while not self._release(*self._tag_of(cell), deadline):
             pass
         if self._excess():
             self._trim(self._owner())
@@ -179,7 +184,8 @@ class Allocator(Cells):
         """Free what the slot of a dead process owns; return how many blocks that were.
 
         A block for which ``keep`` says true stays as it is. A sweep that is
-        broken off is finished by the next, and one too many does nothing.
+        broken off is finished by the next, and one too many does nothing. Nobody who
+        sweeps waits for long: Stalled, where another is in the section.
 
         Args:
             slot: The slot of the dead.
@@ -194,25 +200,28 @@ class Allocator(Cells):
             if not dead():
                 break
             if tag & RETIRED:
-                self._give_back(size_class, index, tag, owner)
+                self._give_back(size_class, index, tag, owner, _SOON)
                 continue
             if keep(self._cell(size_class, index, tag)):
                 continue
             now = self._words[size_class.tags + index]
             if (now ^ tag) & ~((KINDS - 1) << KIND_SHIFT):
                 continue
-            freed += self._release(size_class, index, now)  # to ask can change the kind
-        self._inside(self._recount)
+            # To ask can change the kind.
+            freed += self._release(size_class, index, now, _SOON)
+        self._inside(self._recount, deadline=_SOON)
         if owner and self._excess():
             self._trim(owner)
         return freed
 
     # Changes, each from outside the section
 
-    def _release(self, size_class: SizeClass, index: int, tag: int) -> bool:
+    def _release(self, size_class: SizeClass, index: int, tag: int, deadline: Deadline) -> bool:
         """Free a cell unless its tag is another by now; return whether it was this one."""
         free = tag & ~STATE | (WARM if size_class.cell_nbytes >= GIVE_BACK else 0)
-        return self._inside(self._exchange, size_class, index, tag, free)  # A2 free
+        return self._inside(
+            self._exchange, size_class, index, tag, free, deadline=deadline
+        )  # A2 free
 
     def _excess(self) -> bool:
         """Return whether more is warm than may be: a part of the limit, and what it leaves over."""
@@ -221,7 +230,25 @@ class Allocator(Cells):
         return bool(warm and warm > min(self._keep, max(0, self._limit - words[BYTES_IN_USE])))
 
     def _trim(self, owner: int) -> None:
-        """Give the memory of warm cells back, the longest ones first, while there is an excess."""
+        """Give the memory of warm cells back, the longest ones first, while there is an excess.
+
+        As long as nobody is in the way: the next call that trims goes on.
+        """
+        with contextlib.suppress(Stalled):
+            self._finish_giving_back()
+            self._trim_classes(owner, _SOON)
+
+    def _finish_giving_back(self) -> None:
+        """Make the cells cold that this process had given back when somebody was in the way."""
+        while self._unfinished:
+            maker, size_class, index, retired, cold = self._unfinished[-1]
+            if maker == os.getpid():
+                change = (self._exchange, size_class, index, retired, cold)
+                self._inside(*change, deadline=_SOON)  # A2 free
+            with contextlib.suppress(IndexError):  # another thread was faster
+                self._unfinished.remove((maker, size_class, index, retired, cold))
+
+    def _trim_classes(self, owner: int, deadline: Deadline) -> None:
         for size_class in reversed(self.layout.classes):
             if not self._words[size_class.warm]:
                 continue
@@ -231,19 +258,23 @@ class Allocator(Cells):
                         if tag & (STATE | WARM) == WARM:
                             if not self._excess():
                                 return
-                            self._give_back(size_class, index, tag, owner)
+                            self._give_back(size_class, index, tag, owner, deadline)
 
-    def _give_back(self, size_class: SizeClass, index: int, tag: int, owner: int) -> None:
+    def _give_back(
+        self, size_class: SizeClass, index: int, tag: int, owner: int, deadline: Deadline
+    ) -> None:
         """Give back the memory of a cell, warm or retired, unless its tag is another by now."""
         cold = tag & ~(STATE | WARM)
         large = size_class.cell_nbytes >= GIVE_BACK
         if not owner or not large:
-            self._inside(self._exchange, size_class, index, tag, cold | WARM * large)
+            new = cold | WARM * large
+            self._inside(self._exchange, size_class, index, tag, new, deadline=deadline)
             return
         maker = os.getpid()
         # A warm cell that was scribbled may have generation 0, which no used one has.
         retired = (cold or 1 << GENERATION_SHIFT) | USED | RETIRED | owner
-        if not self._inside(self._exchange, size_class, index, tag, retired):  # A3 retire
+        change = (self._exchange, size_class, index, tag, retired)
+        if not self._inside(*change, deadline=deadline):  # A3 retire
             return
         cold |= WARM
         nbytes, address = size_class.cell_nbytes, self._address + size_class.offset(index)
@@ -259,12 +290,19 @@ class Allocator(Cells):
             cold &= ~WARM
         finally:
             if os.getpid() == maker:  # the cell is not the child's, whose parent is at it
-                self._inside(self._exchange, size_class, index, retired, cold)  # A2 free
+                change = (self._exchange, size_class, index, retired, cold)
+                try:
+                    self._inside(*change, deadline=deadline)  # A2 free
+                except Stalled:
+                    self._unfinished.append((maker, *change[1:]))
+                    raise
 
-    def _inside(self, change: Callable[..., Result], *arguments: object) -> Result:
+    def _inside(
+        self, change: Callable[..., Result], *arguments: object, deadline: Deadline = _FOR_EVER
+    ) -> Result:
         """Call ``change`` in the section, whose counts are right then."""
         try:
-            result: Result = inside(self._section, _FOR_EVER, self._change, change, *arguments)
+            result: Result = inside(self._section, deadline, self._change, change, *arguments)
         except Reentered:
             raise BusyError(
                 "arena is being changed by the code that this signal handler or finalizer "

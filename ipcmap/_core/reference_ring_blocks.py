@@ -350,7 +350,7 @@ class RingBlocks(RingWaiting):
         else:
             free = not self.keeps(cell, self._place.slot(), ours, Deadline(0))
         if free:
-            allocator.free(cell._replace(kind=allocator.tag(cell)[1]))
+            allocator.free(cell._replace(kind=allocator.tag(cell)[1]), Deadline(0))
 
     def return_taken(self, cell: Cell) -> None:
         """Have a record that was taken, and that cannot be delivered, come again."""
@@ -374,10 +374,6 @@ class RingBlocks(RingWaiting):
                     cells.append(self._retag(index, header, owner, Kind.RECORD, 0))
         words[at.READ_POS] = words[at.SEEN_WRITE_POS] = write_pos
         return cells
-
-    def free_own(self, cell: Cell) -> None:
-        """Free the block of a record that one has taken."""
-        self._place.allocator.free(cell)  # B3 free
 
     def claim_slot(self) -> None:
         """Make this process a member of the family, which can own a block."""

@@ -76,6 +76,7 @@ __all__ = [
     "inside",
     "leave",
     "mutex",
+    "occupant",
     "trylock",
     "unlock",
 ]
@@ -90,6 +91,7 @@ _GRACE = 0.2  # seconds that a call with no time left still waits for a section
 Result = TypeVar("Result")
 
 _library = ctypes.CDLL(None)
+_OCCUPANT = 0 if hasattr(_library, "gnu_get_libc_version") else 4  # bytes: in glibc, in musl
 _holding_the_gil = ctypes.PyDLL(None)
 
 
@@ -120,7 +122,11 @@ class Reentered(Exception):
 
 
 class Stalled(Exception):
-    """The deadline passed while another, living thread held the section."""
+    """The deadline passed; ``section`` is the one that another, living thread held, if one did."""
+
+    def __init__(self, section: int = 0) -> None:
+        super().__init__(section)
+        self.section = section
 
 
 def initialise(address: int) -> None:
@@ -193,9 +199,18 @@ def enter(section: int, deadline: Deadline, answers: list[int]) -> None:
         if answer not in (EBUSY, ETIMEDOUT):
             _checked(answer)
         if not deadline.remaining() and time.monotonic() >= give_up:
-            raise Stalled
+            raise Stalled(section)
         clock = ((number,) for number in WAIT_CLOCK)
         answers.extend(map(_lock, (section,), *clock, (TimeSpec.after(_SLICE),)))
+
+
+def occupant(section: int) -> int:
+    """Return the number of the thread that is in a section, 0 = none: a hint, for messages.
+
+    That of the C library, which notes it in the mutex, as the kernel wants it.
+    """
+    word = ctypes.c_uint32.from_address(section + _OCCUPANT).value
+    return word & 0x3FFFFFFF
 
 
 def abandon(section: int) -> None:

@@ -14,8 +14,9 @@ import time
 from typing import NamedTuple, Protocol
 
 from ipcmap._core import liveness
+from ipcmap._core import reference_sections as sections
 
-__all__ = ["Holding", "Stall"]
+__all__ = ["Holding", "Stall", "blame"]
 
 _log = logging.getLogger("ipcmap")
 _saying = threading.local()
@@ -78,6 +79,25 @@ class Stall:
             )  # fmt: skip
         finally:
             _saying.now = False
+
+
+def blame(stalled: sections.Stalled) -> str:
+    """Say who is in the section that was not to be had; nothing where nobody is any more."""
+    thread = sections.occupant(stalled.section) if stalled.section else 0
+    stat = liveness.read_stat(str(thread)) if thread else None
+    if not stat:
+        return ""
+    state = _STATES.get(stat.state, "sleeps")
+    return f"; in the way is thread {thread} of pid {_process_of(thread)}, which {state}"
+
+
+def _process_of(thread: int) -> int:
+    try:
+        with open(f"/proc/{thread}/status") as file:
+            lines = dict(line.split(":", 1) for line in file if ":" in line)
+    except OSError:
+        return thread
+    return int(lines.get("Tgid", thread))
 
 
 def _describe(holding: Holding, pids: Pids) -> str:

@@ -1,0 +1,229 @@
+"""Somebody is stopped in the section of an arena's allocator: nobody waits beyond their time."""
+
+from __future__ import annotations
+
+import gc
+import os
+import queue
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from children import Child, Fork
+from ipcmap import Arena, Queue, Ring
+from ipcmap._core import libc
+from ipcmap._core.reference_allocator import GIVE_BACK
+from ipcmap._core.reference_sections import inside
+from ipcmap._deadline import Deadline
+from ipcmap.structure import free_left_behind
+from places import Place
+
+pytestmark = pytest.mark.usefixtures("engine")
+
+LARGE = bytes(200_000)  # travels in a block
+SMALL = b"small"
+
+
+def stop_in(section: int, fork: Fork) -> Child:
+    """Return a child that is stopped in a section."""
+
+    def be_stopped() -> None:
+        inside(section, Deadline(None), os.kill, os.getpid(), signal.SIGSTOP)
+
+    child = fork(be_stopped)
+    os.waitid(os.P_PID, child.pid, os.WSTOPPED | os.WNOWAIT)
+    return child
+
+
+@contextmanager
+def somebody_in_the_way(arena: Arena, fork: Fork) -> Iterator[str]:
+    """Have somebody be stopped in the allocator's section; yield what a message says of them."""
+    child = stop_in(arena._open().allocator._section, fork)
+    try:
+        yield f"in the way is thread {child.pid} of pid {child.pid}, which is stopped"
+    finally:
+        os.kill(child.pid, signal.SIGCONT)
+        assert child.wait() == 0
+
+
+def blocks(arena: Arena) -> int:
+    """Count them, once what is garbage is freed."""
+    gc.collect()
+    free_left_behind()
+    return arena.statistics().blocks
+
+
+def claim(ring: Ring, timeout: float | None) -> None:
+    """Put by way of a claim."""
+    with ring.claim(len(LARGE), timeout) as view:
+        view[:] = LARGE
+
+
+PUTS: dict[str, Callable[[Ring, float | None], object]] = {
+    "put": lambda ring, timeout: ring.put(LARGE, timeout),
+    "put_many": lambda ring, timeout: ring.put_many([LARGE], timeout),
+    "claim": claim,
+}
+
+
+@pytest.mark.parametrize("way", PUTS)
+def test_a_large_put_ends_in_time_and_says_who_is_in_the_way(
+    way: str, ring_type: type[Ring], arena: Arena, fork: Fork
+) -> None:
+    """Nothing is put, and nothing is kept; afterwards it comes off."""
+    ring = ring_type(arena=arena)
+    before = blocks(arena)
+    with (
+        somebody_in_the_way(arena, fork) as told,
+        pytest.raises(queue.Full, match=told),
+    ):
+        PUTS[way](ring, 0.2)
+
+    assert len(ring) == 0
+    assert blocks(arena) == before
+    PUTS[way](ring, 0.2)
+    assert ring.get(timeout=0) == LARGE
+
+
+def test_records_before_a_large_one_are_put_all_the_same(
+    ring_type: type[Ring], arena: Arena, fork: Fork
+) -> None:
+    """And the error says how many they are."""
+    ring = ring_type(arena=arena)
+    with somebody_in_the_way(arena, fork) as told, pytest.raises(queue.Full, match=told) as raised:
+        ring.put_many([SMALL, SMALL, LARGE, SMALL], 0.2)
+
+    assert getattr(raised.value, "put", None) == 2
+    assert ring.get_many(timeout=0) == [SMALL, SMALL]
+
+
+def test_a_lease_ends_in_time_and_leaves_the_record(
+    ring_type: type[Ring], arena: Arena, fork: Fork
+) -> None:
+    """A small one, which needs a block of its own to be shown."""
+    ring = ring_type(arena=arena)
+    ring.put(SMALL)
+    before = blocks(arena)
+    with somebody_in_the_way(arena, fork) as told, pytest.raises(queue.Empty, match=told):
+        ring.lease(0.2).__enter__()
+
+    assert blocks(arena) == before
+    assert ring.get(timeout=0) == SMALL
+
+
+@pytest.mark.parametrize("maxsize", [0, 3])
+def test_the_put_of_a_queue_ends_in_time(maxsize: int, arena: Arena, fork: Fork) -> None:
+    """With a bound and without; it is not said to be full of what is not in it."""
+    objects: Queue[bytes] = Queue(maxsize, arena=arena)
+    with somebody_in_the_way(arena, fork) as told, pytest.raises(queue.Full, match=told):
+        objects.put(LARGE, timeout=0.2)
+
+    assert objects.empty()
+    objects.put(LARGE, timeout=0.2)
+    assert objects.get(timeout=1) == LARGE
+
+
+def test_a_large_record_is_taken_though_its_block_cannot_be_freed(
+    ring_type: type[Ring], arena: Arena, fork: Fork
+) -> None:
+    """By get, get_many and a lease; the blocks are freed when somebody next waits in vain."""
+    ring = ring_type(arena=arena)
+    before = blocks(arena)
+    for _ in range(3):
+        ring.put(LARGE)
+    with somebody_in_the_way(arena, fork):
+        assert ring.get(timeout=0.2) == LARGE
+        assert ring.get_many(1, timeout=0.2) == [LARGE]
+        with ring.lease(0.2) as view:
+            assert view == LARGE
+
+    assert arena.statistics().blocks == before + 3
+    with pytest.raises(queue.Empty):
+        Ring.get(ring, timeout=0.01)
+    assert arena.statistics().blocks == before
+
+
+def test_without_a_timeout_it_waits_for_whoever_is_in_the_way(
+    ring_type: type[Ring], arena: Arena, fork: Fork
+) -> None:
+    """For longer than a call with one would."""
+    ring = ring_type(arena=arena)
+    with somebody_in_the_way(arena, fork):
+        putter = fork(lambda: ring.put(LARGE))
+        with pytest.raises(queue.Empty):
+            ring.get(timeout=0.5)
+
+    assert putter.wait() == 0
+    assert ring.get(timeout=0) == LARGE
+
+
+def test_a_burial_is_put_off_where_the_blocks_of_the_dead_cannot_be_freed(
+    arena: Arena, fork: Fork
+) -> None:
+    """Whoever waits with a timeout may be the one who sweeps."""
+    before = blocks(arena)
+
+    def take() -> None:
+        arena.allocate(1000)
+        os._exit(0)
+
+    fork(take).wait()
+    with somebody_in_the_way(arena, fork):
+        assert arena.sweep() == 0
+
+    assert arena.sweep() == 1
+    assert blocks(arena) == before
+
+
+def test_memory_is_given_back_later_where_somebody_is_in_the_way(engine: str, fork: Fork) -> None:
+    """Before the first step, where nothing was changed, and between the two."""
+    place = Place(32 << 20, engine=engine)
+    allocator: Any = place.allocator
+    cells = [allocator.allocate(GIVE_BACK) for _ in range(4)]
+    for cell in cells:
+        allocator.free(cell)
+    warm = place.kept()
+    allocator._keep = 0  # all of it is too much by now
+
+    child = stop_in(allocator._section, fork)
+    allocator._trim(place.slot)
+    assert place.kept() == warm
+    os.kill(child.pid, signal.SIGCONT)
+    assert child.wait() == 0
+
+    allocator._trim(place.slot)
+    assert place.kept() == 0
+    place.in_use()
+
+
+def test_a_cell_whose_memory_was_given_back_is_free_in_the_end(
+    engine: str, fork: Fork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody was stopped in the section between the two steps; a child leaves it to its parent."""
+    place = Place(32 << 20, engine=engine)
+    allocator: Any = place.allocator
+    allocator.free(allocator.allocate(GIVE_BACK))
+    allocator._keep = 0
+    stopped = list[Child]()
+
+    def give_back(address: int, nbytes: int, advice: int) -> None:
+        stopped.append(stop_in(allocator._section, fork))
+
+    monkeypatch.setattr(libc, "madvise", give_back)
+    allocator._trim(place.slot)
+    monkeypatch.undo()
+    assert place.kept() == GIVE_BACK, "retired"
+    os.kill(stopped[0].pid, signal.SIGCONT)
+    assert stopped[0].wait() == 0
+
+    def child() -> None:
+        allocator._trim(place.slot)
+        os._exit(place.kept() != GIVE_BACK)
+
+    assert fork(child).wait() == 0
+    allocator._trim(place.slot)
+    assert place.kept() == 0
+    assert place.in_use() == 0
