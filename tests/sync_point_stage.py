@@ -227,14 +227,7 @@ class Stage:
             time.sleep(0.002)
 
     def try_to_fill(self, timeout: float) -> None:
-        """Put one more if there is room in time: somebody may be stopped in the section.
-
-        Of the arena's section nobody waits for a part of the time: that is for another process.
-        """
-        if self.large:
-            if not self.givers or is_over(self.givers[-1]):
-                self.produce(1)
-            return
+        """Put one more if there is room in time: somebody may be stopped in a section."""
         with suppress(Full, ClosedError):
             self.ring.put(self.record(0, self.mine.count), timeout)
             self.mine.begin(self.mine.count + 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+from typing import Any
 
 import pytest
 
@@ -13,6 +14,7 @@ from ipcmap import Arena, ArenaFull, CorruptError
 from ipcmap._core.layout import RETIRED, STATE, WARM, WARM_BYTES, SizeClass
 from ipcmap._core.reference_allocator import GIVE_BACK, KEEP, Allocator
 from ipcmap._core.reference_cells import Cell
+from ipcmap._deadline import Deadline
 from places import MIB, WORDS, Place
 from test_allocator_deaths import Killing
 
@@ -207,8 +209,8 @@ def test_a_child_that_a_handler_forked_while_memory_was_given_back_leaves_it_alo
     inside, (read_end, write_end) = Allocator._inside, os.pipe()
     children: list[int] = []
 
-    def fork_after_a3(allocator: Allocator, *change: object) -> object:
-        result: object = inside(allocator, *change)  # type: ignore[arg-type]
+    def fork_after_a3(allocator: Allocator, *change: Any, deadline: Deadline) -> object:
+        result: object = inside(allocator, *change, deadline=deadline)
         if is_retired(place, cell) and not children:
             children.append(os.fork())  # as a handler might between any two bytecodes
             if children[0] == 0:
