@@ -31,15 +31,15 @@ static void fail(const char *what, uint64_t a, uint64_t b)
 
 static void enter(pthread_mutex_t *shm_section, uint64_t takeovers)
 {
-    outcome_t outcome = section_try(&ring, shm_section, takeovers);
+    outcome_t outcome = section_try(shm_section, &ring.shm_words[takeovers]);
     while (outcome == BUSY)
-        outcome = section_wait(&ring, shm_section, takeovers, SHORT_WAIT);
+        outcome = section_wait(shm_section, &ring.shm_words[takeovers], SHORT_WAIT);
     if (outcome != DONE)
         fail("section is not to be had", outcome, 0);
 }
 
 /* As wait_for_other in native_call.c does it. */
-static void wait_for(side_t *side, uint64_t *seen, bool *waited)
+static void wait_for(side_t *side, uint64_t *seen, waiting_t *waited)
 {
     int64_t deadline = monotonic_ns() + SHORT_WAIT;
     if (!IPCMAP_LOOK_DIRECTLY && parking_look(&ring, side, seen) == MOVED)
@@ -77,7 +77,7 @@ static void *produce(void *argument)
         }
         while (begin < count) {
             size_t done = 1;
-            bool waited = false;
+            waiting_t waited = {.slept = false};
             enter(ring.shm_producers_section, PRODUCERS_TAKEOVERS);
             outcome_t outcome = count > 1 ? ring_put_many(&ring, batch + begin, count - begin, &done, &seen)
                                           : ring_put(&ring, batch->data, batch->length, &seen);
@@ -125,7 +125,7 @@ static void *consume(void *argument)
     while (atomic_load(&taken) < producers * records) {
         result_t results[BATCH];
         size_t most = 1 + mix(&state) % BATCH, count = 0, done = 0;
-        bool waited = false;
+        waiting_t waited = {.slept = false};
         uint64_t pos = look(&ring, READ_POS), end = look_across(&ring, WRITE_POS), length;
         while (count < most && ring_peek(&ring, &pos, end, &length) == DONE && length <= LONGEST) {
             results[count] = (result_t){room[count], length};
@@ -154,7 +154,7 @@ static void *consume(void *argument)
             seen = 0;
         else if (outcome != MISFIT)
             fail("get", outcome, seen);
-        if (waited && look(&ring, READ_POS) != look(&ring, WRITE_POS))
+        if (waited.slept && look(&ring, READ_POS) != look(&ring, WRITE_POS))
             parking_wake_next(&ring, &ring.consumers);
     }
     return NULL;

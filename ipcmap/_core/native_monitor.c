@@ -13,10 +13,13 @@
  *
  * Who leaves P4 wakes the next if there is something left to take, for the token may have
  * been theirs. Who finds the section taken for a whole LOCK_SLICE leaves everything to
- * the reference engine: a sleeper too many stays counted then, as after a death. */
+ * the reference engine; who was asleep tries for longer, for a sleeper too many stays
+ * counted then, as after a death. */
 #include "native_monitor.h"
 
-static const int64_t LOCK_SLICE = 20000000; /* nanoseconds in which a section is to be had */
+/* Nanoseconds in which a section is to be had. */
+static const int64_t LOCK_SLICE = 20000000;
+static const int64_t PATIENCE = 200000000; /* on leaving: who does not come in stays counted */
 
 static inline outcome_t take(monitor_t *monitor, holder_t me)
 {
@@ -33,10 +36,10 @@ static inline outcome_t give(monitor_t *monitor, holder_t me, uint64_t *sleepers
 }
 
 /* Enter the section by those who may wait for it. */
-static outcome_t enter_soon(monitor_t *monitor)
+static outcome_t enter_soon(monitor_t *monitor, int64_t nanoseconds)
 {
     outcome_t outcome = section_try(monitor->shm_section, NULL);
-    return outcome == BUSY ? section_wait(monitor->shm_section, NULL, LOCK_SLICE) : outcome;
+    return outcome == BUSY ? section_wait(monitor->shm_section, NULL, nanoseconds) : outcome;
 }
 
 static outcome_t take_and_leave(monitor_t *monitor, holder_t me, outcome_t entered)
@@ -72,12 +75,12 @@ outcome_t monitor_release(monitor_t *monitor, holder_t me)
 
 outcome_t monitor_acquire_soon(monitor_t *monitor, holder_t me)
 {
-    return take_and_leave(monitor, me, enter_soon(monitor));
+    return take_and_leave(monitor, me, enter_soon(monitor, LOCK_SLICE));
 }
 
 outcome_t monitor_release_soon(monitor_t *monitor, holder_t me)
 {
-    return give_and_leave(monitor, me, enter_soon(monitor));
+    return give_and_leave(monitor, me, enter_soon(monitor, LOCK_SLICE));
 }
 
 bool monitor_is_free(const void *what)
@@ -91,7 +94,7 @@ bool monitor_is_free(const void *what)
 outcome_t monitor_sleep(monitor_t *monitor, holder_t me, int64_t nanoseconds, bool *woken)
 {
     uint64_t sleepers;
-    outcome_t outcome = enter_soon(monitor);
+    outcome_t outcome = enter_soon(monitor, LOCK_SLICE);
     *woken = false;
     if (outcome != DONE)
         return outcome;
@@ -105,7 +108,7 @@ outcome_t monitor_sleep(monitor_t *monitor, holder_t me, int64_t nanoseconds, bo
     if (outcome != NOTHING)
         return outcome;
     STEP("P3 sleep", *woken = !native_sem_wait(monitor->shm_parking, nanoseconds));
-    outcome = enter_soon(monitor);
+    outcome = enter_soon(monitor, PATIENCE);
     if (outcome != DONE)
         return outcome;
     outcome = take(monitor, me);
