@@ -8,13 +8,15 @@ Each figure is of the best of many short rounds: what others do on the machine o
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import queue
 import sys
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import ipcmap
-from ipcmap import Process, Ring
+from ipcmap import Arena, Mapping, Process, Ring
 
 SECONDS = 2.0  # for each figure
 RECORD = b"x" * 64
@@ -138,6 +140,67 @@ def idle() -> Iterator[str]:
     yield f"{100 * spent:.2f} % of a CPU"
 
 
+def makers_of(name: str) -> dict[str, Callable[..., Any]]:
+    """Return who makes a lock of this name: each engine, and multiprocessing."""
+    public = getattr(ipcmap, name)
+    context = multiprocessing.get_context("fork")
+    engines = {engine: Arena(1 << 24, backend=engine) for engine in ipcmap._core.engines}
+    return {
+        **{
+            engine: lambda *values, arena=arena: public(*values, arena=arena)
+            for engine, arena in engines.items()
+        },
+        "multiprocessing": getattr(context, name),
+    }
+
+
+def guard(name: str, *values: int) -> Iterator[str]:
+    """Take it and give it back, by two calls and by ``with``."""
+    for who, make in makers_of(name).items():
+        lock = make(*values)
+        acquire, release = lock.acquire, lock.release
+
+        def calls(acquire: Any = acquire, release: Any = release) -> int:
+            for _ in range(300):
+                acquire()
+                release()
+            return 300
+
+        def with_block(lock: Any = lock) -> int:
+            for _ in range(300):
+                with lock:
+                    pass
+            return 300
+
+        yield f"{best(calls):7.1f} ns, with {best(with_block):7.1f} ns: {who}"
+
+
+def contention(processes: int) -> Iterator[str]:
+    """Have processes take and give back one lock as fast as they can."""
+    for who, make in makers_of("Lock").items():
+        lock, counts = make(), Mapping.anonymous(8 * processes).view().cast("Q")
+
+        def work(number: int, lock: Any = lock, counts: memoryview = counts) -> None:
+            while True:
+                for _ in range(100):
+                    with lock:
+                        pass
+                counts[number] += 100
+
+        children = [Process(target=work, args=(n,), daemon=True) for n in range(processes)]
+        for child in children:
+            child.start()
+        while not all(counts):
+            time.sleep(0.001)
+        begin, before = time.perf_counter(), sum(counts)
+        time.sleep(SECONDS)
+        rate = (sum(counts) - before) / (time.perf_counter() - begin)
+        for child in children:
+            child.kill()
+            child.join()
+        yield f"{rate / 1e6:7.2f} million a second: {who}"
+
+
 ROWS: dict[str, Callable[[], Iterator[str]]] = {
     "alone": lambda: alone(RECORD),
     "pair": lambda: pair(RECORD),
@@ -148,6 +211,11 @@ ROWS: dict[str, Callable[[], Iterator[str]]] = {
     "stream, 8 producers": lambda: stream(8, batch=False),
     "round trip": round_trip,
     "idle": idle,
+    "Lock": lambda: guard("Lock"),
+    "RLock": lambda: guard("RLock"),
+    "Semaphore": lambda: guard("Semaphore", 3),
+    "Lock, 2 processes": lambda: contention(2),
+    "Lock, 4 processes": lambda: contention(4),
 }
 
 
