@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import importlib
+import math
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 
 import ipcmap
-from ipcmap._core import reference_monitor, reference_rooms
+from ipcmap._core import processors, reference_monitor, reference_rooms
 
 # Programs that tests start take the installed package, and not what lies in their folder.
 os.environ["PYTHONSAFEPATH"] = "1"
@@ -55,6 +56,13 @@ def endless_slices(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         native.slice_guards(usual)
     else:
         yield
+
+
+@pytest.fixture
+def known_quota(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no wait read what cgroups grant: a handler that raises would leave the file open."""
+    processors.may_spin()
+    monkeypatch.setattr(processors._Hint, "quota_until", math.inf)
 
 
 @pytest.fixture

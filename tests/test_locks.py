@@ -278,7 +278,7 @@ def test_a_handler_that_uses_the_lock_it_interrupts_gets_an_error(lock_type: Loc
 
 
 def test_handlers_that_raise_at_any_moment_leave_it_sound(
-    engine: str, lock_type: LockType, chance: random.Random, fork: Fork
+    engine: str, lock_type: LockType, chance: random.Random, fork: Fork, known_quota: None
 ) -> None:
     """An acquire that raised has taken nothing; a release that raised may have to be repeated.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import math
 import os
 import pickle
 import random
@@ -19,7 +18,7 @@ import ipcmap
 from children import Fork
 from ipcmap import Arena, BusyError, CorruptError, Mapping, NotOwned
 from ipcmap._core import monitor_layout as at
-from ipcmap._core import native, processors
+from ipcmap._core import native
 from ipcmap._core import reference_sections as sections
 from ipcmap.guards import Guard
 from ipcmap.native_locks import NativeGuard
@@ -300,7 +299,7 @@ def test_with_gives_back_whatever_a_handler_raises(
     chance: random.Random,
     fork: Fork,
     handler: Callable[[Callable[[], object]], None],
-    monkeypatch: pytest.MonkeyPatch,
+    known_quota: None,
 ) -> None:
     """No moment lies between what is taken in C and the block that gives it back."""
     guard, armed, raised = MAKERS[kind](place), list[bool](), 0
@@ -315,8 +314,6 @@ def test_with_gives_back_whatever_a_handler_raises(
             with guard:
                 pass
 
-    processors.may_spin()
-    monkeypatch.setattr(processors._Hint, "quota_until", math.inf)  # no file to be left open
     handler(interrupt)
     rival = fork(compete)
     for _ in range(2000):

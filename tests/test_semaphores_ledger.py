@@ -339,7 +339,7 @@ def test_more_processes_than_entries_find_room_once_the_dead_are_struck_out(
 
 @pytest.mark.parametrize("value", [0, 1, 3])
 def test_handlers_that_raise_at_any_moment_lose_and_make_no_token(
-    value: int, engine: str, chance: random.Random, semaphore_type: SemaphoreType
+    value: int, engine: str, chance: random.Random, semaphore_type: SemaphoreType, known_quota: None
 ) -> None:
     """An acquire that raised has taken nothing; a release that raised may have to be repeated.
 
