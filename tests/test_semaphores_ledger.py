@@ -387,21 +387,30 @@ def test_handlers_that_raise_at_any_moment_lose_and_make_no_token(
 def test_a_storm_of_kills_leaves_every_token_where_it_was(
     rounds: int, chance: random.Random, semaphore_type: SemaphoreType, fork: Fork
 ) -> None:
-    """Never more inside than tokens, as far as the living can tell; all are there at the end."""
+    """Never more inside than tokens, as far as the living can tell; all are there at the end.
+
+    Each child has a word that is odd while it is inside, and never the same again. What
+    two looks one after the other find alike was so all at once, between the two.
+    """
     semaphore, shared = semaphore_type(3), Mapping.anonymous(4096)
     words = shared.view().cast("Q")
-    passes, inside = 0, 1  # one word for each child from here on
+    passes, looks, inside = 0, 1, 2  # one word for each child from here on
 
-    def pass_through(number: int) -> None:
+    def pass_through(number: int, life: int) -> None:
+        word = life << 32
         while True:
             with semaphore:
-                words[inside + number] = 1
-                assert sum(words[inside : inside + 6]) <= 3
+                words[inside + number] = word + 1
+                once = words[inside : inside + 6].tolist()
+                if once == words[inside : inside + 6].tolist():
+                    assert sum(found & 1 for found in once) <= 3
+                    words[looks] += 1
                 words[passes] += 1
-                words[inside + number] = 0
+                word += 2
+                words[inside + number] = word
 
-    children = [fork(pass_through, number) for number in range(6)]
-    for _ in range(rounds):
+    children = [fork(pass_through, number, 0) for number in range(6)]
+    for life in range(1, rounds + 1):
         until = words[passes] + chance.randrange(1, 100)
         while words[passes] < until:
             os.sched_yield()
@@ -410,9 +419,10 @@ def test_a_storm_of_kills_leaves_every_token_where_it_was(
         words[inside + number] = 0
         children[number].kill()
         assert children[number].wait() == -signal.SIGKILL, "no assertion failed in it"
-        children[number] = fork(pass_through, number)
+        children[number] = fork(pass_through, number, life)
     for child in children:
         child.kill()
         assert child.wait() == -signal.SIGKILL
 
+    assert words[looks]
     audit(semaphore, 3)
