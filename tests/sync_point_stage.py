@@ -227,7 +227,15 @@ class Stage:
             time.sleep(0.002)
 
     def try_to_fill(self, timeout: float) -> None:
-        """Put one more if there is room in time: somebody may be stopped in a section."""
+        """Put one more if there is room in time: somebody may be stopped in the section.
+
+        A large one is another process's: the block of a put that gave up may stay with who put
+        it, until that one ends, where somebody is stopped in the ring.
+        """
+        if self.large:
+            if not self.givers or is_over(self.givers[-1]):
+                self.produce(1)
+            return
         with suppress(Full, ClosedError):
             self.ring.put(self.record(0, self.mine.count), timeout)
             self.mine.begin(self.mine.count + 1)
