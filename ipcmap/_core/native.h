@@ -77,6 +77,8 @@ typedef struct {
     sem_t *shm_parking;
     uint64_t other_pos, other_ended, other_takeovers, sleepers; /* indices of words */
     patience_t patience;
+    _Atomic bool spins;        /* whether a wait of this side last looked on before it slept */
+    _Atomic int64_t looked_at; /* nanoseconds; when a look across last found little */
 } side_t;
 
 typedef struct {
@@ -192,12 +194,13 @@ typedef struct {
     int64_t slice; /* nanoseconds; of its next sleep, 0 = the first */
 } waiting_t;
 
-/* native_parking.c: not with the GIL, but for the glances and the wakers. */
+/* native_parking.c: not with the GIL, but for the glances, parking_fall_behind and the wakers. */
 typedef bool moved_t(const void *what); /* whether another attempt may come off */
 void patience_begin(patience_t *);
 bool patience_glance(moved_t *, const void *what);
 bool patience_look_on(patience_t *, moved_t *, const void *what, int64_t deadline);
 bool parking_glance(const ring_t *, const side_t *, uint64_t seen);
+void parking_fall_behind(const ring_t *, side_t *);
 outcome_t parking_look(ring_t *, const side_t *, uint64_t *seen);
 bool parking_look_on(const ring_t *, side_t *, uint64_t seen, int64_t deadline);
 outcome_t parking_sleep(ring_t *, side_t *, uint64_t *seen, int64_t deadline, waiting_t *);

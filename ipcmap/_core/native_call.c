@@ -130,6 +130,7 @@ verdict_t wait_for_other(PyObject *self, core_t *core, side_t *side, uint64_t *s
     int spin = native_may_spin(native_bound.may_spin);
     if (spin < 0)
         return FAILED;
+    atomic_store_explicit(&side->spins, spin, memory_order_relaxed);
     if (IPCMAP_LOOK_DIRECTLY && spin && parking_glance(ring, side, *seen))
         return GO_ON;
     Py_BEGIN_ALLOW_THREADS

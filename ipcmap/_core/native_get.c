@@ -15,13 +15,6 @@ static void pass_on(const core_t *core, bool waited)
         parking_wake_next(ring, &ring->consumers);
 }
 
-/* Look from outside up to where there are records, for a guess. */
-static uint64_t glimpse(const ring_t *ring, uint64_t read_pos, bool all)
-{
-    uint64_t end = look(ring, SEEN_WRITE_POS);
-    return all || end == read_pos ? look_across(ring, WRITE_POS) : end;
-}
-
 PyObject *native_get(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames)
 {
     static const char *const names[2] = {"timeout", NULL};
@@ -29,6 +22,7 @@ PyObject *native_get(PyObject *self, PyObject *const *args, Py_ssize_t nargs, Py
     waiting_t waiting = {.slept = false};
     int64_t deadline;
     attempt_t attempt = {.what = GET};
+    bool waited = false;
     core_t *core = core_of(self);
     if (!core)
         return NULL;
@@ -39,7 +33,13 @@ PyObject *native_get(PyObject *self, PyObject *const *args, Py_ssize_t nargs, Py
         return record;
     }
     for (int misfits = 0; misfits < MISFITS;) {
-        uint64_t pos = look(ring, READ_POS), end = glimpse(ring, pos, false);
+        uint64_t pos = look(ring, READ_POS), end = look(ring, SEEN_WRITE_POS);
+        if (end == pos) {
+            /* Not after a wait: this may be the answer to what was put elsewhere. */
+            if (IPCMAP_LOOK_DIRECTLY && !waited)
+                parking_fall_behind(ring, &ring->consumers);
+            end = look_across(ring, WRITE_POS);
+        }
         outcome_t outcome = ring_peek(ring, &pos, end, &attempt.length);
         if (outcome == UNUSUAL) {
             attempt.length = 0; /* it may have changed by the time we are inside */
@@ -67,6 +67,7 @@ PyObject *native_get(PyObject *self, PyObject *const *args, Py_ssize_t nargs, Py
         }
         if (outcome != NOTHING)
             break;
+        waited = true;
         verdict_t verdict =
             wait_for_other(self, core, &ring->consumers, &attempt.seen, deadline, &waiting);
         if (verdict == FAILED)
@@ -91,7 +92,9 @@ static bool prepare(const ring_t *ring, PyObject *list, Py_ssize_t most, uint64_
                     result_t *results, attempt_t *attempt, outcome_t *outcome)
 {
     uint64_t pos = look(ring, READ_POS), total = 0, length;
-    uint64_t end = glimpse(ring, pos, IPCMAP_LOOK_DIRECTLY);
+    uint64_t end = look(ring, SEEN_WRITE_POS);
+    if (IPCMAP_LOOK_DIRECTLY || end == pos)
+        end = look_across(ring, WRITE_POS);
     if (stop && end > stop)
         end = stop;
     attempt->count = 0;

@@ -46,10 +46,14 @@ static const int64_t LOCK_SLICE = 20000000; /* of that, in one call */
 static const int64_t GLANCE = 400;          /* with the GIL */
 static const int64_t LEAST_LOOKING = 2000, MOST_LOOKING = 50000, PROBE = 20000;
 static const int64_t PURE_LOOKING = 10000;  /* then between looks give way to others */
+static const int64_t A_MOMENT = 1000;       /* between two looks that find little */
+static const int64_t BEHIND = 600;          /* with the GIL; how much later a record may be had */
+static const uint64_t ENOUGH = 2048;        /* bytes of records */
 
 enum {
     SLICE_GROWS = 8,   /* times, each sleep of a call in which nothing came */
     LOOKS_A_CLOCK = 8, /* looks between two readings of the clock */
+    PAUSES_A_LOOK = 16,
     PROBE_EVERY = 32,
 };
 
@@ -123,6 +127,35 @@ bool parking_look_on(const ring_t *ring, side_t *side, uint64_t seen, int64_t de
 {
     const awaited_t awaited = {&ring->shm_words[side->other_pos], seen};
     return patience_look_on(&side->patience, has_moved, &awaited, deadline);
+}
+
+/* Bytes that lie ready for a side: records, or room. From outside, so it is a hint. */
+static uint64_t ahead_of(const ring_t *ring, const side_t *side)
+{
+    uint64_t backlog = look(ring, WRITE_POS) - look(ring, READ_POS);
+    return side == &ring->consumers ? backlog : ring->capacity - backlog;
+}
+
+/* Before a look across that finds little, as the last one did a moment ago, let the other
+ * side get ahead. Where one side follows the other record by record, each look takes the
+ * other's line away from it, and both wait for lines more than they work. Whoever catches
+ * up is the faster side, and loses no time by it. */
+void parking_fall_behind(const ring_t *ring, side_t *side)
+{
+    uint64_t enough = ring->capacity / 8, ahead = ahead_of(ring, side);
+    if (side == &ring->consumers && enough > ENOUGH)
+        enough = ENOUGH;
+    if (!ahead || ahead > enough / 4 || !atomic_load_explicit(&side->spins, memory_order_relaxed))
+        return;
+    int64_t now = monotonic_ns(), looked_at = atomic_load_explicit(&side->looked_at, memory_order_relaxed);
+    atomic_store_explicit(&side->looked_at, now, memory_order_relaxed);
+    if (now - looked_at > A_MOMENT)
+        return;
+    for (int64_t until = now + BEHIND; now < until && ahead < enough; now = monotonic_ns()) {
+        for (int pauses = 0; pauses < PAUSES_A_LOOK; pauses++)
+            relax();
+        ahead = ahead_of(ring, side);
+    }
 }
 
 /* Visit the other's section: look, and be a sleeper or be none any more. */

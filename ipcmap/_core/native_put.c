@@ -42,6 +42,8 @@ PyObject *native_put(PyObject *self, PyObject *const *args, Py_ssize_t nargs, Py
             goto done;
         goto rest;
     }
+    if (IPCMAP_LOOK_DIRECTLY && look(&core->ring, ROOM_END) - look(&core->ring, WRITE_POS) < TAKES(attempt.length))
+        parking_fall_behind(&core->ring, &core->ring.producers);
     for (;;) {
         outcome_t outcome = try_to(core, &attempt);
         if (LIKELY(outcome == DONE)) {

@@ -46,6 +46,8 @@ static void open_side(ring_t *ring, side_t *side, bool produces)
     side->other_takeovers = produces ? CONSUMERS_TAKEOVERS : PRODUCERS_TAKEOVERS;
     side->sleepers = produces ? PRODUCERS_SLEEPING : CONSUMERS_SLEEPING;
     patience_begin(&side->patience);
+    atomic_init(&side->spins, false);
+    atomic_init(&side->looked_at, 0);
 }
 
 /* Have a ring that lies in shared memory; nothing there is looked at or changed. */
