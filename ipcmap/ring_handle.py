@@ -17,7 +17,8 @@ from typing import Any, Protocol, TypeVar
 from ipcmap._core import ring_layout as at
 from ipcmap._core.layout import Kind
 from ipcmap._core.reference_cells import Cell
-from ipcmap._core.reference_ring_blocks import NO_SLOT, Hand, Place, TooSmall
+from ipcmap._core.reference_listeners import Place
+from ipcmap._core.reference_ring_blocks import NO_SLOT, Hand, TooSmall
 from ipcmap._core.reference_ring_tally import RingTally
 from ipcmap._core.reference_ring_waiting import (
     CLOSED,
@@ -30,7 +31,7 @@ from ipcmap._core.reference_ring_waiting import (
 from ipcmap._core.reference_sections import Reentered
 from ipcmap._deadline import Deadline
 from ipcmap.errors import ArenaFull, BusyError, ClosedError, CorruptError, RecordTooLarge
-from ipcmap.listener import Key, rearm
+from ipcmap.listener import Key, Listener, rearm
 from ipcmap.structure import Structure, free_quietly
 
 __all__ = ["RingHandle", "bytes_of"]
@@ -69,7 +70,18 @@ class RingHandle(Structure):
 
     @property
     def _key(self) -> Key:
-        return self._arena._id, self._cell.offset, self._cell.generation
+        """What those listen to who wait for records."""
+        return self._arena._id, self._cell.offset, self._cell.generation, at.CONSUMERS_SLEEPING
+
+    def _listen_for_room(self) -> Listener:
+        """Return a descriptor that is readable when there may be room, or the end.
+
+        What is room for one record may be none for another, so only its owner knows what to
+        arm it with: a read_pos from before a put of its own that found none.
+        """
+        self._check()
+        with self._telling():
+            return Listener(self, self._arena._id, self._core.for_room())
 
     # Waiting
 

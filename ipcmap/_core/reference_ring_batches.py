@@ -10,7 +10,6 @@ from __future__ import annotations
 from array import array
 from collections.abc import Sequence
 
-from ipcmap._core import reference_parking as parking
 from ipcmap._core import ring_layout as at
 from ipcmap._core.layout import Kind
 from ipcmap._core.reference_cells import Cell
@@ -112,7 +111,7 @@ class RingBatches(RingCore):
         """
         taken, outcome, sleepers = self._inside(self._consumers_section, deadline, self._take, most)
         if sleepers:
-            parking.wake(self._producers_parking)  # P6 post
+            self.wake_producers(sleepers)  # P6 post, W3 call
         return taken or outcome
 
     def _take(self, most: int) -> tuple[list[bytes | Cell], int, int]:
