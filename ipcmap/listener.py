@@ -156,8 +156,11 @@ class Listener:
 
     # Inside
 
-    def _arm(self, seen: int) -> None:
-        """Be quiet until something comes after ``seen``; or stay readable, if it has."""
+    def _arm(self, seen: int | None) -> None:
+        """Be quiet until something comes after ``seen``; or stay readable, if it has.
+
+        ``None`` = nobody can look now: be quiet for a slice.
+        """
         if self._pid != os.getpid():
             return
         with self._lock:
@@ -168,7 +171,7 @@ class Listener:
             with contextlib.suppress(BlockingIOError):
                 os.read(self._pipe, _ALL)
             with contextlib.suppress(Stalled, BlockingIOError):
-                if not self._listeners.arm(self._cell, seen):
+                if seen is not None and not self._listeners.arm(self._cell, seen):
                     os.write(self._pipe, b"\0")
 
     def _drop(self) -> None:
@@ -177,8 +180,8 @@ class Listener:
             self._open.pop()()
 
 
-def rearm(key: Key, seen: int) -> None:
-    """Tell this process's listeners of an object that an attempt, which went by ``seen``, found nothing."""
+def rearm(key: Key, seen: int | None) -> None:
+    """Tell this process's listeners of an attempt that went by ``seen`` and found nothing."""
     for reference in _listening.get(key, ()):
         listener = reference()
         if listener is not None:
@@ -204,8 +207,8 @@ def _open_pipe() -> int:
         os.close(writing)
 
 
-# The open listeners of this process, by what they listen to. A tuple is replaced and never changed, so that
-# whoever goes through one needs no lock.
+# The open listeners of this process, by what they listen to. A tuple is replaced and never
+# changed, so that whoever goes through one needs no lock.
 _listening: dict[Key, tuple[weakref.ref[Listener], ...]] = {}
 _changing = threading.RLock()
 

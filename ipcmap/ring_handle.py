@@ -142,7 +142,11 @@ class RingHandle(Structure):
         kind = Kind.LEASED if hand else Kind.RECORD
         with self._telling(queue.Empty):
             while True:
-                taken = attempt(deadline)
+                try:
+                    taken = attempt(deadline)
+                except Stalled:
+                    rearm(self._key, None)
+                    raise
                 if not isinstance(taken, int):
                     break
                 if taken == NO_SLOT:

@@ -21,6 +21,7 @@ FLOORS: list[list[set[str]]] = [
         {"block"},
         {"arena"},
         {"structure"},
+        {"listener"},
     ],
     [
         {"guards", "rooms"},
@@ -28,7 +29,7 @@ FLOORS: list[list[set[str]]] = [
         {"condition"},
         {"sync"},
     ],
-    [{"loans"}, {"listener"}, {"ring_handle"}, {"ring"}, {"native_ring"}],
+    [{"loans"}, {"ring_handle"}, {"ring"}, {"native_ring"}],
     [{"objects"}, {"queues", "connection", "broadcast", "values", "table"}],
     [
         {"last_words"},

@@ -280,6 +280,10 @@ class RingCore(RingBlocks):
         """Return whether it was closed."""
         return bool(self._words[at.CLOSED])
 
+    def consumed_at_a_glance(self) -> int:
+        """Return up to where all was taken, or was a moment ago."""
+        return int(self._words[READ_POS])
+
     def backlog(self) -> int:
         """Return how many bytes are in use, at a glance."""
         words = self._words
