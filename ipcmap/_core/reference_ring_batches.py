@@ -118,8 +118,8 @@ class RingBatches(RingCore):
         """Take records, inside: them, the outcome if there are none, and who sleeps."""
         words, run = self._words, _FIRST_RUN
         taken: list[bytes | Cell] = []
-        read_pos, seen = words[at.READ_POS], words[at.SEEN_WRITE_POS]
-        outcome = seen
+        begin, seen = words[at.READ_POS], words[at.SEEN_WRITE_POS]
+        read_pos, outcome = begin, seen
         while read_pos != seen and len(taken) < most:
             index, header, after = self._next_record(read_pos, seen)
             if header == -1:
@@ -138,6 +138,8 @@ class RingBatches(RingCore):
                 count = self._read_run(index, header, seen - after, min(most - before, run), taken)
                 run = 2 * run if count == run else _FIRST_RUN
                 read_pos = after + (count - 1) * ((header & at.LENGTH_MASK) + 15 & -8)
+        if read_pos == begin:
+            return taken, int(outcome), 0
         words[at.READ_POS] = read_pos  # R2 consume
         return taken, int(outcome), words[at.PRODUCERS_SLEEPING]  # P5 look
 
