@@ -94,7 +94,7 @@ class _Line:
     def is_free(self) -> bool:
         """Return whether the running task may try at once, and need not stand in line."""
         self._run = run = self._run + 1
-        return run < _RUN and not self._waiting
+        return run <= _RUN and not self._waiting
 
     async def until(
         self, attempt: Callable[[Listener], T], nothing: type[Exception], tried: bool = False
@@ -107,16 +107,17 @@ class _Line:
             tried: Whether it has been made just now, with the listener if there was one; a
                 listener that is opened arms itself, or is readable.
         """
-        run, self._run = self._run, 0
         me, turn = object(), self.loop.create_future()
         self._waiting[me] = turn
         try:
             if len(self._waiting) == 1:
-                if run >= _RUN:
-                    await asyncio.sleep(0)
                 if tried:
+                    self._run = 0
                     self._watch.watch(self._ready)
                 else:
+                    if self._run > _RUN:
+                        self._run = 0
+                        await asyncio.sleep(0)
                     turn.set_result(None)
             while True:
                 await turn
@@ -319,8 +320,14 @@ class Ring(_Face[Any, bytes]):
 
     async def get_many(self, max_records: int | None = None) -> list[bytes]:
         """Take what is there in one step, when there is something; as :meth:`ipcmap.Ring.get_many`."""
-        many = partial(self.ring.get_many, max_records, 0)
-        return await self._getting.here().until(lambda _: many(), queue.Empty)
+        line, many = self._getting.here(), partial(self.ring.get_many, max_records, 0)
+        tried = line.is_free()
+        if tried:
+            try:
+                return many()
+            except queue.Empty:
+                pass
+        return await line.until(lambda _: many(), queue.Empty, tried)
 
     def __repr__(self) -> str:
         return f"<ipcmap.aio.Ring: {self.ring!r}>"

@@ -144,7 +144,10 @@ def test_async_for_takes_all_from_many_producers_to_the_end(
     ring.destroy()
 
 
-def test_a_ring_that_is_never_empty_leaves_other_tasks_their_turn(ring_type: RingType) -> None:
+@pytest.mark.parametrize("many", [False, True])
+def test_a_ring_that_is_never_empty_leaves_other_tasks_their_turn(
+    ring_type: RingType, many: bool
+) -> None:
     """A get that finds something does not wait, but once in a hundred it lets the loop go on."""
     ring = ring_type()
     for number in range(1000):
@@ -161,7 +164,11 @@ def test_a_ring_that_is_never_empty_leaves_other_tasks_their_turn(ring_type: Rin
 
         counting = asyncio.create_task(count())
         face = aio.Ring(ring)
-        assert [await face.get() for _ in range(1000)] == [b"%d" % n for n in range(1000)]
+        if many:
+            received = [(await face.get_many(1))[0] for _ in range(1000)]
+        else:
+            received = [await face.get() for _ in range(1000)]
+        assert received == [b"%d" % number for number in range(1000)]
         assert turns >= 9
         counting.cancel()
 
