@@ -7,11 +7,11 @@ any section, so that it never holds up a small one.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import queue
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from types import TracebackType
 from typing import Any, Protocol, TypeVar
 
 from ipcmap._core import ring_layout as at
@@ -323,18 +323,9 @@ class RingHandle(Structure):
 
     # Errors
 
-    @contextlib.contextmanager
-    def _telling(self, stalled: type[Exception] = BusyError) -> Iterator[None]:
+    def _telling(self, stalled: type[Exception] = BusyError) -> _Telling:
         """Turn what the engine says into what a caller can understand."""
-        try:
-            yield
-        except (Damaged, Reentered) as error:
-            raise self._told(error) from None
-        except Stalled:
-            raise stalled(
-                f"ring was not ready in time: {self._core.backlog()} of {self._core.capacity} bytes "
-                "in use; wait longer, or see who is stopped or slow"
-            ) from None
+        return _Telling(self, stalled)
 
     def _told(self, error: Exception) -> Exception:
         if isinstance(error, Reentered):
@@ -348,6 +339,33 @@ class RingHandle(Structure):
         return ClosedError(
             f"ring is closed: {self._core.backlog()} of {self._core.capacity} bytes in use; make another"
         )
+
+
+class _Telling:
+    # No generator: its frame and contextlib's would keep each other, and all that called.
+
+    __slots__ = ("_ring", "_stalled")
+
+    def __init__(self, ring: RingHandle, stalled: type[Exception]) -> None:
+        self._ring, self._stalled = ring, stalled
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if isinstance(error, (Damaged, Reentered)):
+            raise self._ring._told(error) from None
+        if isinstance(error, Stalled):
+            core = self._ring._core
+            raise self._stalled(
+                f"ring was not ready in time: {core.backlog()} of {core.capacity} bytes "
+                "in use; wait longer, or see who is stopped or slow"
+            ) from None
 
 
 def bytes_of(data: Any) -> bytes | memoryview:
