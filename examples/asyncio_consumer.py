@@ -1,18 +1,15 @@
 """An event loop consumes what forked processes produce, beside whatever else it does.
 
-The ring's listener is a descriptor: asyncio waits for it as for a socket, without a
-thread. It is quiet after a get that found nothing, so the callback takes what is there
-until it is told `queue.Empty`. The ring ends when the last producer has left, or died.
+`async for` takes what comes, without a thread and without polling, and ends with the ring:
+when the last producer has left, or died.
 
     python examples/asyncio_consumer.py
 """
 
 import asyncio
-import queue
 import sys
-from collections.abc import AsyncIterator
 
-from ipcmap import ClosedError, Process, Ring, Semaphore
+from ipcmap import Process, Ring, Semaphore, aio
 
 PRODUCERS, RECORDS = 4, 2_500
 
@@ -25,26 +22,6 @@ def produce(ring: Ring, begun: Semaphore, name: int) -> None:
             ring.put(b"%d %d" % (name, number))
 
 
-async def records(ring: Ring) -> AsyncIterator[bytes]:
-    """Yield what a ring has, to its end."""
-    loop, ready = asyncio.get_running_loop(), asyncio.Event()
-    with ring.listen() as listener:
-        loop.add_reader(listener, ready.set)
-        try:
-            while True:
-                try:
-                    for record in ring.get_many(100, timeout=0):
-                        yield record
-                    await asyncio.sleep(0)  # others have their turn
-                except queue.Empty:
-                    ready.clear()
-                    await ready.wait()
-        except ClosedError:
-            pass
-        finally:
-            loop.remove_reader(listener)
-
-
 async def tick(ticks: list[int]) -> None:
     """Show that the loop goes on meanwhile."""
     while True:
@@ -55,7 +32,7 @@ async def tick(ticks: list[int]) -> None:
 async def consume(ring: Ring, next_numbers: list[int], ticks: list[int]) -> None:
     """Check that each producer's records come in their order."""
     ticker = asyncio.create_task(tick(ticks))
-    async for record in records(ring):
+    async for record in aio.Ring(ring):
         name, number = map(int, record.split())
         assert number == next_numbers[name], "one producer's records keep their order"
         next_numbers[name] += 1

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from ipcmap._core.layout import Kind
 from ipcmap._core.reference_events import EventCore
+from ipcmap._core.reference_listeners import Place
 from ipcmap._core.reference_monitor import Damaged
 from ipcmap._deadline import Deadline
 from ipcmap.arena import Arena
+from ipcmap.listener import Listener
 from ipcmap.rooms import InRoom
 
 __all__ = ["Event"]
@@ -54,6 +56,20 @@ class Event(InRoom):
     def __init__(self, *, max_waiters: int | None = None, arena: Arena | None = None) -> None:
         self._make_room(arena, max_waiters)
         self._attach()
+
+    def _attach(self) -> None:
+        super()._attach()
+        inside = self._arena._open()
+        family = inside.family
+        self._core._place = Place(
+            inside.pages.window(), inside.allocator, family.slot, family.known, self._cell
+        )
+
+    def _listen(self) -> Listener:
+        """Return a descriptor that is readable when it may have been set since it was armed."""
+        self._check()
+        with self._errors():
+            return Listener(self, self._arena._id, self._core.listeners())
 
     def is_set(self) -> bool:
         """Return whether it is set; stale as soon as it is read.

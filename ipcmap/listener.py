@@ -1,11 +1,11 @@
-"""A descriptor that is readable when a ring has something: for select, selectors and asyncio.
+"""A descriptor that is readable when there may be something: for select, selectors and asyncio.
 
-The descriptor is an epoll over two others: a pipe, into which producers write, and a timer,
+The descriptor is an epoll over two others: a pipe, into which others write, and a timer,
 which rings if they have not for a slice. Whatever becomes of anyone, either it is readable,
 or the timer is running.
 
-It is quiet only after a get of this process has found the ring empty, through whichever
-handle: each tells the listeners of the ring here (``rearm``). So a loop that waits, gets,
+It is quiet only after an attempt of this process has found nothing, through whichever
+handle: each tells the listeners of the object here (``rearm``). So a loop that waits, tries,
 and waits again when there is nothing, misses nothing and does not spin.
 """
 
@@ -25,14 +25,14 @@ from typing import NoReturn
 
 from ipcmap._core import libc
 from ipcmap._core.reference_cells import Cell
-from ipcmap._core.reference_ring_listeners import RingListeners
+from ipcmap._core.reference_listeners import Listeners
 from ipcmap._core.reference_sections import Stalled
 from ipcmap.errors import ClosedError
 from ipcmap.structure import free_quietly
 
 __all__ = ["Key", "Listener", "rearm"]
 
-Key = tuple[int, int, int]  # arena, offset and generation of a ring
+Key = tuple[int, int, int, int]  # arena, offset and generation of an object; and its mark
 
 _SLICE = libc.TimerSpec(libc.TimeSpec(0, 0), libc.TimeSpec(1, 0))
 _ALL = 1 << 16  # bytes: as many as a pipe holds
@@ -64,17 +64,18 @@ class Listener:
     """
 
     __slots__ = (
-        "__weakref__", "_cell", "_core", "_epoll", "_key", "_lock", "_open", "_pid", "_pipe",
-        "_ring", "_timer",
+        "__weakref__", "_cell", "_epoll", "_key", "_listeners", "_lock", "_object", "_open",
+        "_pid", "_pipe", "_timer",
     )  # fmt: skip
 
-    def __init__(self, ring: object, core: RingListeners, key: Key) -> None:
+    def __init__(self, listened_to: object, arena: int, listeners: Listeners) -> None:
         """Refused to callers: a listener comes from :meth:`Ring.listen`."""
         self._open: list[Callable[[], object]] = []  # what closes the descriptors, the last first
         self._pid = os.getpid()
         # For the threads that use one listener; a handler may come back to it.
         self._lock = threading.RLock()
-        self._ring, self._core, self._key = ring, core, key
+        self._object, self._listeners = listened_to, listeners
+        self._key: Key = (arena, *listeners.key)
         self._cell: Cell | None = None
         try:
             self._pipe = _open_pipe()
@@ -86,9 +87,9 @@ class Listener:
             self._open.append(self._epoll.close)
             self._epoll.register(self._pipe, select.EPOLLIN)
             self._epoll.register(self._timer, select.EPOLLIN)
-            self._cell = core.listen(self._pipe)
+            self._cell = listeners.listen(self._pipe)
             _add(self)
-            self._arm(core.consumed())
+            self._arm(listeners.seen())
         except BaseException:
             self.close()
             raise
@@ -124,7 +125,7 @@ class Listener:
             self._drop()
             cell, self._cell = self._cell, None
         if cell is not None:
-            free_quietly(self._core.allocator, cell)
+            free_quietly(self._listeners.allocator, cell)
 
     def __enter__(self) -> Listener:
         return self
@@ -155,8 +156,11 @@ class Listener:
 
     # Inside
 
-    def _arm(self, seen: int) -> None:
-        """Be quiet until something comes after ``seen``; or stay readable, if it has."""
+    def _arm(self, seen: int | None) -> None:
+        """Be quiet until something comes after ``seen``; or stay readable, if it has.
+
+        ``None`` = nobody can look now: be quiet for a slice.
+        """
         if self._pid != os.getpid():
             return
         with self._lock:
@@ -167,7 +171,7 @@ class Listener:
             with contextlib.suppress(BlockingIOError):
                 os.read(self._pipe, _ALL)
             with contextlib.suppress(Stalled, BlockingIOError):
-                if not self._core.arm(self._cell, seen):
+                if seen is not None and not self._listeners.arm(self._cell, seen):
                     os.write(self._pipe, b"\0")
 
     def _drop(self) -> None:
@@ -176,8 +180,8 @@ class Listener:
             self._open.pop()()
 
 
-def rearm(key: Key, seen: int) -> None:
-    """Tell this process's listeners of a ring that an attempt, which went by ``seen``, found nothing."""
+def rearm(key: Key, seen: int | None) -> None:
+    """Tell this process's listeners of an attempt that went by ``seen`` and found nothing."""
     for reference in _listening.get(key, ()):
         listener = reference()
         if listener is not None:
@@ -203,8 +207,8 @@ def _open_pipe() -> int:
         os.close(writing)
 
 
-# The open listeners of this process, by ring. A tuple is replaced and never changed, so that
-# whoever goes through one needs no lock.
+# The open listeners of this process, by what they listen to. A tuple is replaced and never
+# changed, so that whoever goes through one needs no lock.
 _listening: dict[Key, tuple[weakref.ref[Listener], ...]] = {}
 _changing = threading.RLock()
 

@@ -45,9 +45,12 @@ class NativeRing(native.RingMethods, Ring):
             error.put = done + getattr(error, "put", 0)  # type: ignore[attr-defined]
             raise
 
-    def _call(self) -> None:
-        """Call the listeners, after a put that saw them armed."""
-        self._core.call_listeners()
+    def _call(self, puts: bool) -> None:
+        """Call the listeners of the other side, after an attempt that saw them armed."""
+        if puts:
+            self._core.call_listeners()
+        else:
+            self._core.call_room_listeners()
 
     def _idle(self) -> None:
         """Look after the family, after a slice of waiting in which nothing came."""

@@ -104,6 +104,15 @@ class SimpleQueue(Objects[T]):
         result: T = self._loads(self._ring.get())
         return result
 
+    def _put_now(self, obj: T) -> None:
+        self._open()
+        self._put_record(self._dumps(obj), 0)
+
+    def _get_now(self) -> T:
+        self._open()
+        result: T = self._loads(self._ring.get(0))
+        return result
+
     def empty(self) -> bool:
         """Return whether there is none; it may be stale at once."""
         self._open()

@@ -379,7 +379,7 @@ class Ring(RingHandle):
         """
         self._check()
         with self._telling():
-            return Listener(self, self._core, self._key)
+            return Listener(self, self._arena._id, self._core.for_records())
 
     # Facts and the end
 

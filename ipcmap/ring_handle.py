@@ -7,17 +7,18 @@ any section, so that it never holds up a small one.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import queue
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from types import TracebackType
 from typing import Any, Protocol, TypeVar
 
 from ipcmap._core import ring_layout as at
 from ipcmap._core.layout import Kind
 from ipcmap._core.reference_cells import Cell
-from ipcmap._core.reference_ring_blocks import NO_SLOT, Hand, Place, TooSmall
+from ipcmap._core.reference_listeners import Place
+from ipcmap._core.reference_ring_blocks import NO_SLOT, Hand, TooSmall
 from ipcmap._core.reference_ring_tally import RingTally
 from ipcmap._core.reference_ring_waiting import (
     CLOSED,
@@ -31,7 +32,7 @@ from ipcmap._core.reference_sections import Reentered
 from ipcmap._core.stall_log import blame
 from ipcmap._deadline import Deadline
 from ipcmap.errors import ArenaFull, BusyError, ClosedError, CorruptError, RecordTooLarge
-from ipcmap.listener import Key, rearm
+from ipcmap.listener import Key, Listener, rearm
 from ipcmap.structure import Structure, free_left_behind, free_quietly
 
 __all__ = ["RingHandle", "bytes_of"]
@@ -70,7 +71,18 @@ class RingHandle(Structure):
 
     @property
     def _key(self) -> Key:
-        return self._arena._id, self._cell.offset, self._cell.generation
+        """What those listen to who wait for records."""
+        return self._arena._id, self._cell.offset, self._cell.generation, at.CONSUMERS_SLEEPING
+
+    def _listen_for_room(self) -> Listener:
+        """Return a descriptor that is readable when there may be room, or the end.
+
+        What is room for one record may be none for another, so only its owner knows what to
+        arm it with: a read_pos from before a put of its own that found none.
+        """
+        self._check()
+        with self._telling():
+            return Listener(self, self._arena._id, self._core.for_room())
 
     # Waiting
 
@@ -131,7 +143,11 @@ class RingHandle(Structure):
         kind = Kind.LEASED if hand else Kind.RECORD
         with self._telling(queue.Empty):
             while True:
-                taken = attempt(deadline)
+                try:
+                    taken = attempt(deadline)
+                except Stalled:
+                    rearm(self._key, None)
+                    raise
                 if not isinstance(taken, int):
                     break
                 if taken == NO_SLOT:
@@ -320,18 +336,9 @@ class RingHandle(Structure):
 
     # Errors
 
-    @contextlib.contextmanager
-    def _telling(self, stalled: type[Exception] = BusyError) -> Iterator[None]:
+    def _telling(self, stalled: type[Exception] = BusyError) -> _Telling:
         """Turn what the engine says into what a caller can understand."""
-        try:
-            yield
-        except (Damaged, Reentered) as error:
-            raise self._told(error) from None
-        except Stalled as error:
-            raise stalled(
-                f"ring was not ready in time: {self._core.backlog()} of {self._core.capacity} bytes "
-                f"in use{blame(error)}; wait longer, or see who is stopped or slow"
-            ) from (error if error.section else None)
+        return _Telling(self, stalled)
 
     def _told(self, error: Exception) -> Exception:
         if isinstance(error, Reentered):
@@ -345,6 +352,33 @@ class RingHandle(Structure):
         return ClosedError(
             f"ring is closed: {self._core.backlog()} of {self._core.capacity} bytes in use; make another"
         )
+
+
+class _Telling:
+    # No generator: its frame and contextlib's would keep each other, and all that called.
+
+    __slots__ = ("_ring", "_stalled")
+
+    def __init__(self, ring: RingHandle, stalled: type[Exception]) -> None:
+        self._ring, self._stalled = ring, stalled
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if isinstance(error, (Damaged, Reentered)):
+            raise self._ring._told(error) from None
+        if isinstance(error, Stalled):
+            core = self._ring._core
+            raise self._stalled(
+                f"ring was not ready in time: {core.backlog()} of {core.capacity} bytes "
+                f"in use{blame(error)}; wait longer, or see who is stopped or slow"
+            ) from (error if error.section else None)
 
 
 def bytes_of(data: Any) -> bytes | memoryview:

@@ -7,6 +7,7 @@ import select
 import pytest
 
 from ipcmap import Listener, Ring
+from ipcmap import arena as arena_module
 from ipcmap import listener as listener_module
 from ipcmap._core import libc, reference_ring_waiting
 from rings import taken
@@ -35,3 +36,11 @@ def endless_timers(monkeypatch: pytest.MonkeyPatch) -> None:
     never = libc.TimerSpec(libc.TimeSpec(0, 0), libc.TimeSpec(3600, 0))
     monkeypatch.setattr(listener_module, "_SLICE", never)
     monkeypatch.setattr(reference_ring_waiting, "_SLICE", 3600.0)
+
+
+@pytest.fixture
+def short_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let timers ring, and those who wake by them sweep, twenty times as often."""
+    soon = libc.TimerSpec(libc.TimeSpec(0, 0), libc.TimeSpec(0, 50_000_000))
+    monkeypatch.setattr(listener_module, "_SLICE", soon)
+    monkeypatch.setattr(arena_module, "_SWEEP_EVERY", 20_000_000)

@@ -162,6 +162,12 @@ class Stores:
         return Watched(memory, self)
 
 
+def at_each_store(ring: ipcmap.Ring, store: int, before: bool, call: Callable[[], object]) -> None:
+    """Make a call, and be killed at one of its stores."""
+    Stores(store, before, die).watch(ring)
+    call()
+
+
 class Watched:
     """Memory whose stores are counted, and those through its slices."""
 

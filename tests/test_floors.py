@@ -21,6 +21,7 @@ FLOORS: list[list[set[str]]] = [
         {"block"},
         {"arena"},
         {"structure"},
+        {"listener"},
     ],
     [
         {"guards", "rooms"},
@@ -29,7 +30,7 @@ FLOORS: list[list[set[str]]] = [
         {"sync"},
         {"native_locks"},
     ],
-    [{"loans"}, {"listener"}, {"ring_handle"}, {"ring"}, {"native_ring"}],
+    [{"loans"}, {"ring_handle"}, {"ring"}, {"native_ring"}],
     [{"objects"}, {"queues", "connection", "broadcast", "values", "table"}],
     [
         {"last_words"},

@@ -6,34 +6,22 @@ import os
 import queue
 import random
 import signal
-from collections.abc import Callable
 from itertools import count
 
 import pytest
 
 from children import Fork
 from ipcmap import ClosedError, Listener, Ring, Semaphore
-from ipcmap import arena as arena_module
-from ipcmap import listener as listener_module
-from ipcmap._core import libc
 from ipcmap._core import reference_sections as sections
 from ipcmap._core import ring_layout as at
 from ipcmap._deadline import Deadline
 from listening import PATIENCE, is_readable
-from ring_harness import Stores, die
+from ring_harness import Stores, at_each_store, die
 from rings import blocks, drained, taken
 
 pytestmark = pytest.mark.usefixtures("collected")
 
 BOTH = pytest.mark.parametrize("before", [True, False], ids=["before", "after"])
-
-
-@pytest.fixture
-def short_slices(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let timers ring, and those who wake by them sweep, twenty times as often."""
-    soon = libc.TimerSpec(libc.TimeSpec(0, 0), libc.TimeSpec(0, 50_000_000))
-    monkeypatch.setattr(listener_module, "_SLICE", soon)
-    monkeypatch.setattr(arena_module, "_SWEEP_EVERY", 20_000_000)
 
 
 class Raised(Exception):
@@ -57,12 +45,6 @@ def until_ended(ring: Ring, listener: Listener) -> list[bytes]:
             pass
         except ClosedError:
             return records
-
-
-def at_each_store(ring: Ring, store: int, before: bool, call: Callable[[], object]) -> None:
-    """Make a call, and be killed at one of its stores."""
-    Stores(store, before, die).watch(ring)
-    call()
 
 
 @BOTH

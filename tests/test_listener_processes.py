@@ -12,7 +12,7 @@ import pytest
 
 from children import Fork
 from ipcmap import Arena, ClosedError, Process, Ring
-from ipcmap._core import reference_ring_listeners as listeners
+from ipcmap._core import reference_listeners as listeners
 from ipcmap._core import ring_layout as at
 from listening import PATIENCE, is_readable, receive
 from rings import blocks, drained, taken

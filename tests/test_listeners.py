@@ -17,6 +17,7 @@ import pytest
 from children import Fork
 from ipcmap import ClosedError, Ring, Semaphore, StaleHandle
 from ipcmap._core import libc
+from ipcmap._core.reference_listeners import Listeners
 from listening import PATIENCE, is_readable, receive
 from rings import blocks, drained, taken
 
@@ -92,14 +93,14 @@ def test_a_record_that_comes_between_an_empty_get_and_the_arming_is_seen(
     """The ring is looked at again when the pipe is drained: the byte may have been this one's."""
     ring = ring_type()
     with ring.listen() as listener:
-        arm = ring._core.arm
+        arm = Listeners.arm
 
         def put_first(*arguments: object) -> bool:
-            monkeypatch.undo()
+            monkeypatch.setattr(Listeners, "arm", arm)
             ring.put(b"between")
             return arm(*arguments)  # type: ignore[arg-type]
 
-        monkeypatch.setattr(ring._core, "arm", put_first)
+        monkeypatch.setattr(Listeners, "arm", put_first)
         assert taken(ring) is None
         assert is_readable(listener)
         assert taken(ring) == b"between"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import contextlib
 import gc
 import os
 import queue
@@ -377,3 +378,23 @@ def test_statistics_say_what_happened(ring: Ring, fork: Fork) -> None:
     assert received == [b"full"] * put + [b"more"] * 2
     after = ring.statistics()
     assert (after.puts, after.gets, after.backlog_bytes) == (7 + put, 7 + put, 0)
+
+
+def test_what_is_refused_leaves_nothing_to_collect(ring: Ring) -> None:
+    """An error and the frames it went through go with it, and so does what they hold."""
+
+    def get_in_vain() -> None:
+        for get in (ring.get, ring.get_many):
+            with contextlib.suppress(queue.Empty):
+                get(timeout=0)
+
+    get_in_vain()
+    gc.collect()
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        get_in_vain()
+        assert gc.collect() == 0
+    finally:
+        if enabled:
+            gc.enable()

@@ -155,7 +155,7 @@ static bool guess_block(const core_t *core, uint64_t pos, block_t *block, uint64
 /* Take the record at pos, if it is the oldest and in a block; seen = up to where the caller
  * has found that there are some. GO_ON without a record = try again; GIVE_UP = go on as with
  * any other outcome. */
-verdict_t get_large(core_t *core, uint64_t pos, uint64_t seen, PyObject **record)
+verdict_t get_large(PyObject *self, core_t *core, uint64_t pos, uint64_t seen, PyObject **record)
 {
     if (!core->allocator)
         return GIVE_UP;
@@ -189,7 +189,7 @@ verdict_t get_large(core_t *core, uint64_t pos, uint64_t seen, PyObject **record
         else
             raise_damaged(nbytes, most + BLOCK_HEADER);
     }
-    if (!free_block(core, &block))
+    if (!free_block(core, &block) || (*record && !call_listeners(self, &attempt)))
         Py_CLEAR(*record);
     return *record ? GO_ON : FAILED;
 }

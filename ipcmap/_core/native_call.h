@@ -102,13 +102,14 @@ static inline __attribute__((always_inline)) outcome_t try_to(core_t *core, atte
     return outcome;
 }
 
-/* Call the listeners after a put, if they were armed when it was committed; false = an
- * error, of a signal handler. */
+/* Call the listeners of the other side, if they were armed when the attempt was made; false
+ * = an error, of a signal handler. */
 static inline bool call_listeners(PyObject *self, const attempt_t *attempt)
 {
     if (LIKELY(attempt->sleepers <= SLEEPING))
         return true;
-    PyObject *nothing = PyObject_CallFunctionObjArgs(native_bound.call, self, NULL); /* W3 call */
+    PyObject *puts = attempt->what <= PUT_BLOCK ? Py_True : Py_False;
+    PyObject *nothing = PyObject_CallFunctionObjArgs(native_bound.call, self, puts, NULL); /* W3 call */
     Py_XDECREF(nothing);
     return nothing;
 }
@@ -121,7 +122,7 @@ verdict_t wait_for_other(PyObject *self, core_t *core, side_t *side, uint64_t *s
 
 /* native_blocks.c */
 verdict_t put_large(PyObject *self, core_t *, const unsigned char *data, uint64_t length, int64_t deadline);
-verdict_t get_large(core_t *, uint64_t pos, uint64_t seen, PyObject **record);
+verdict_t get_large(PyObject *self, core_t *, uint64_t pos, uint64_t seen, PyObject **record);
 
 /* native_put.c, native_get.c */
 PyObject *native_put(PyObject *, PyObject *const *, Py_ssize_t, PyObject *);

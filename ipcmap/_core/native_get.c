@@ -43,7 +43,7 @@ PyObject *native_get(PyObject *self, PyObject *const *args, Py_ssize_t nargs, Py
         outcome_t outcome = ring_peek(ring, &pos, end, &attempt.length);
         if (outcome == UNUSUAL) {
             attempt.length = 0; /* it may have changed by the time we are inside */
-            verdict_t verdict = get_large(core, pos, attempt.seen, &record);
+            verdict_t verdict = get_large(self, core, pos, attempt.seen, &record);
             if (verdict == FAILED || record)
                 goto done;
             if (verdict == GO_ON && ++misfits < MISFITS)
@@ -60,9 +60,12 @@ PyObject *native_get(PyObject *self, PyObject *const *args, Py_ssize_t nargs, Py
                     goto done;
                 attempt.result = (unsigned char *)PyBytes_AsString(record);
                 outcome = try_to(core, &attempt);
-                if (LIKELY(outcome == DONE))
+                bool called = call_listeners(self, &attempt);
+                if (LIKELY(outcome == DONE && called))
                     goto done;
                 Py_CLEAR(record);
+                if (!called)
+                    goto done;
             } while (outcome == MISFIT && attempt.length <= ring->inline_limit && ++misfits < MISFITS);
         }
         if (outcome != NOTHING)
@@ -190,6 +193,8 @@ PyObject *native_get_many(PyObject *self, PyObject *const *args, Py_ssize_t narg
             if (!stop)
                 stop = look_across(ring, WRITE_POS);
             outcome = try_to(core, &attempt);
+            if (!call_listeners(self, &attempt))
+                goto failed;
             taken += outcome == DONE ? (Py_ssize_t)attempt.done : 0;
         }
         if (taken < PyList_Size(list) && PyList_SetSlice(list, taken, PyList_Size(list), NULL))

@@ -2,6 +2,7 @@
 
 Shared fields (places: room_layout.py; the others: reference_rooms.py)
   flag    1 = set    written by setter, clearer    one store, and no section
+  mark, listeners, calls    reference_listeners, in the section
 
 Sync points, besides those of reference_rooms
   E1 set    one store of 1, before the setter enters the section
@@ -12,6 +13,10 @@ events are used for. Whoever waits then finds the flag: the interrupted thread a
 looks before its sleep, the others by the posts. R3 lets go who was there though the
 flag is cleared at once.
 
+Who listens (reference_listeners) is called as those who wait are woken; that it was called
+tells it of a set, though the flag is clear again. A handler that sets an event whose
+section it interrupted calls nobody: the timers of those who listen find the flag.
+
 If a process dies after E1, before R3, who waits finds the flag a slice late at most;
 if it is cleared before, never. A dead member concerns nobody: its cell is freed when
 there is no other.
@@ -20,6 +25,7 @@ there is no other.
 from __future__ import annotations
 
 from ipcmap._core import room_layout as at
+from ipcmap._core.reference_listeners import Bell, Known, Listeners, Place
 from ipcmap._core.reference_monitor import Damaged
 from ipcmap._core.reference_rooms import FULL, THROUGH, Member, Note, Room
 from ipcmap._core.reference_sections import Reentered, inside
@@ -28,10 +34,14 @@ from ipcmap._deadline import Deadline
 __all__ = ["EventCore"]
 
 _FOREVER = Deadline(None)
+_BELL = Bell(at.MARK, at.LISTENERS, at.CALLS)
 
 
 class EventCore(Room):
     """A flag and its waiters, as one process has them."""
+
+    _place: Place  # given by the handle
+    _known: Known = (-1, ())
 
     def is_set(self) -> bool:
         """Return the flag; stale as soon as it is read."""
@@ -44,10 +54,22 @@ class EventCore(Room):
         """Set the flag, and let all who wait go on."""
         self._words[at.FLAG] = 1  # E1 set
         try:
-            cells = inside(self._section, _FOREVER, self._pass_all)
+            cells, mark = inside(self._section, _FOREVER, self._let_go)
         except Reentered:
-            cells = [member.cell for member in self._members()]
+            cells, mark = [member.cell for member in self._members()], 0
         self._wake(cells)
+        if mark:
+            self._known = self.listeners().call(self._known)
+
+    def _let_go(self) -> tuple[list[int], int]:
+        return self._pass_all(), self._words[at.MARK]  # P5 look
+
+    def listeners(self) -> Listeners:
+        """Return those who listen."""
+        return Listeners(self, _BELL, self._section, self._is_set_now)
+
+    def _is_set_now(self, _: int) -> bool:
+        return self.is_set()
 
     def clear(self) -> None:
         """Clear the flag."""

@@ -22,7 +22,8 @@ Shared fields (ring_layout has their places)
     seen_write_pos  a write_pos of some time ago
     ended           1 once the ring is closed, for producers that wait for room
     takeovers       as above
-    producers' sleepers   changed by producers
+    producers' sleepers   changed by producers; its upper half, and room_listeners:
+                    reference_ring_listeners
     what leases need: reference_ring_blocks
   capacity          the creator's, before anyone else; a damaged one is never used
                     (each process keeps the figure with which it attached)
@@ -222,7 +223,7 @@ class RingCore(RingBlocks):
             elif answer == EOWNERDEAD:
                 abandon(self._consumers_section)
         if sleepers:
-            parking.wake(self._producers_parking)  # P6 post
+            self.wake_producers(sleepers)  # P6 post, W3 call
         return record
 
     def put_soon(self, data: bytes | memoryview) -> int:
@@ -251,8 +252,7 @@ class RingCore(RingBlocks):
         Broken off, by Stalled or a signal handler, it is to be called again.
         """
         self.wake_consumers(self._inside(self._producers_section, deadline, self._close))
-        if self._inside(self._consumers_section, deadline, self._end):
-            parking.wake(self._producers_parking)
+        self.wake_producers(self._inside(self._consumers_section, deadline, self._end))
 
     def _close(self) -> int:
         self._words[ROOM_END] = 0
@@ -280,6 +280,10 @@ class RingCore(RingBlocks):
         """Return whether it was closed."""
         return bool(self._words[at.CLOSED])
 
+    def consumed_at_a_glance(self) -> int:
+        """Return up to where all was taken, or was a moment ago."""
+        return int(self._words[READ_POS])
+
     def backlog(self) -> int:
         """Return how many bytes are in use, at a glance."""
         words = self._words
@@ -290,4 +294,4 @@ class RingCore(RingBlocks):
         words = self._words
         takeovers = words[at.PRODUCERS_TAKEOVERS] + words[at.CONSUMERS_TAKEOVERS]
         sleeping = words[CONSUMERS_SLEEPING] & at.SLEEPING
-        return self.backlog(), words[PRODUCERS_SLEEPING], sleeping, takeovers
+        return self.backlog(), words[PRODUCERS_SLEEPING] & at.SLEEPING, sleeping, takeovers

@@ -10,7 +10,6 @@ from __future__ import annotations
 from array import array
 from collections.abc import Sequence
 
-from ipcmap._core import reference_parking as parking
 from ipcmap._core import ring_layout as at
 from ipcmap._core.layout import Kind
 from ipcmap._core.reference_cells import Cell
@@ -112,15 +111,15 @@ class RingBatches(RingCore):
         """
         taken, outcome, sleepers = self._inside(self._consumers_section, deadline, self._take, most)
         if sleepers:
-            parking.wake(self._producers_parking)  # P6 post
+            self.wake_producers(sleepers)  # P6 post, W3 call
         return taken or outcome
 
     def _take(self, most: int) -> tuple[list[bytes | Cell], int, int]:
         """Take records, inside: them, the outcome if there are none, and who sleeps."""
         words, run = self._words, _FIRST_RUN
         taken: list[bytes | Cell] = []
-        read_pos, seen = words[at.READ_POS], words[at.SEEN_WRITE_POS]
-        outcome = seen
+        begin, seen = words[at.READ_POS], words[at.SEEN_WRITE_POS]
+        read_pos, outcome = begin, seen
         while read_pos != seen and len(taken) < most:
             index, header, after = self._next_record(read_pos, seen)
             if header == -1:
@@ -139,6 +138,8 @@ class RingBatches(RingCore):
                 count = self._read_run(index, header, seen - after, min(most - before, run), taken)
                 run = 2 * run if count == run else _FIRST_RUN
                 read_pos = after + (count - 1) * ((header & at.LENGTH_MASK) + 15 & -8)
+        if read_pos == begin:
+            return taken, int(outcome), 0
         words[at.READ_POS] = read_pos  # R2 consume
         return taken, int(outcome), words[at.PRODUCERS_SLEEPING]  # P5 look
 

@@ -49,11 +49,10 @@ import itertools
 from collections.abc import Callable
 from typing import NamedTuple
 
-from ipcmap._core import reference_parking as parking
 from ipcmap._core import ring_layout as at
 from ipcmap._core.layout import WORD, Kind
-from ipcmap._core.reference_allocator import Allocator
 from ipcmap._core.reference_cells import Cell
+from ipcmap._core.reference_listeners import Place
 from ipcmap._core.reference_ring_waiting import (
     CLOSED,
     DONE,
@@ -66,19 +65,9 @@ from ipcmap._core.reference_sections import Reentered
 from ipcmap._deadline import Deadline
 from ipcmap.errors import BusyError
 
-__all__ = ["NO_SLOT", "Hand", "Place", "RingBlocks", "TooSmall"]
+__all__ = ["NO_SLOT", "Hand", "RingBlocks", "TooSmall"]
 
 _calls = itertools.count(1)
-
-
-class Place(NamedTuple):
-    """Where a ring lies: its arena as this process has it, and its block there."""
-
-    memory: memoryview  # of the arena
-    allocator: Allocator
-    slot: Callable[[], int]  # this process's, claimed if it has none
-    known: Callable[[], int]  # the same, 0 = none
-    cell: Cell
 
 
 class Hand(NamedTuple):
@@ -222,7 +211,7 @@ class RingBlocks(RingWaiting):
         self._place.slot()
         leased, sleepers = self._inside(self._consumers_section, deadline, self._lease, copy, hand)
         if sleepers:
-            parking.wake(self._producers_parking)  # P6 post
+            self.wake_producers(sleepers)  # P6 post, W3 call
         return leased
 
     def _lease(self, copy: Cell | None, hand: Hand) -> tuple[Cell | TooSmall | int, int]:

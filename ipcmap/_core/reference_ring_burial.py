@@ -11,7 +11,7 @@ from collections.abc import Callable
 from ipcmap._core.layout import Kind
 from ipcmap._core.reference_allocator import Allocator
 from ipcmap._core.reference_cells import Cell
-from ipcmap._core.reference_ring_blocks import Place
+from ipcmap._core.reference_listeners import Place
 from ipcmap._core.reference_ring_producers import PRODUCERS, RingProducers
 from ipcmap._core.reference_ring_waiting import Damaged
 from ipcmap._core.reference_sections import Reentered

@@ -153,8 +153,19 @@ class RingWaiting:
         if sleepers > at.SLEEPING:
             self.call_listeners()
 
+    def wake_producers(self, sleepers: int) -> None:
+        """Wake a producer, and who listens for room, likewise."""
+        if sleepers & at.SLEEPING:
+            parking.wake(self._producers_parking)  # P6 post
+        if sleepers > at.SLEEPING:
+            self.call_room_listeners()
+
     def call_listeners(self) -> None:
-        """Make the descriptors of all armed listeners readable."""
+        """Call those who listen for records: reference_ring_listeners."""
+        raise NotImplementedError
+
+    def call_room_listeners(self) -> None:
+        """Call those who listen for room."""
         raise NotImplementedError
 
     def _leave(self, side: Side, seen: int, need: int) -> int:

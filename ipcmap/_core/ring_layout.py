@@ -9,7 +9,8 @@ A ring at offset 0 of its block; one line is 64 bytes, two processors' caches ap
     192  consumers' section
     256  consumers' words     read_pos  seen_write_pos  ended  returned
                              lease_offset  lease_generation  takeovers  joiners
-    320  producers' parking   where producers wait for room; sleepers in the consumers' section
+    320  producers' parking   where producers wait for room; sleepers in the consumers' section,
+                             and so are room_listeners  room_calls
     384  capacity             u64, a power of two; never changes
     448  records              capacity bytes
 
@@ -30,11 +31,11 @@ counts alone, so that both positions always show how many records came before.
 A block that has to do with a ring begins with a line of words: offset and generation of
 the ring, of a record its position and its length in bytes, the call that has it in hand,
 and whether it came back from a dead holder; its bytes follow. A listener's block has no
-bytes, and behind the ring the call for which it is armed, and process, number, device and
-inode of its descriptor.
+bytes, and behind the ring (or what else it listens to) the call for which it is armed,
+process, number, device and inode of its descriptor, and the word that is its mark.
 
-The word of the consumers' sleepers counts them in its lower half. Above that stands
-LISTENING, where a listener may be armed. Words are u64 in the machine's byte order.
+A word of sleepers counts them in its lower half. Above that stands LISTENING, where a
+listener may be armed. Words are u64 in the machine's byte order.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ LISTENERS, CALLS = 14, 15
 CONSUMERS_SLEEPING = (CONSUMERS_PARKING + 32) // 8
 READ_POS, SEEN_WRITE_POS, ENDED, RETURNED = range(32, 36)
 LEASE_OFFSET, LEASE_GENERATION, CONSUMERS_TAKEOVERS, JOINERS = range(36, 40)
-PRODUCERS_SLEEPING = (PRODUCERS_PARKING + 32) // 8
+PRODUCERS_SLEEPING, ROOM_LISTENERS, ROOM_CALLS = range((PRODUCERS_PARKING + 32) // 8, 47)
 CAPACITY = 384 // 8
 FIRST_RECORD = RECORDS // 8
 
@@ -86,4 +87,4 @@ LISTENING = 1 << 32
 # A block that has to do with a ring.
 BLOCK_HEADER = 64  # bytes
 B_RING, B_RING_GENERATION, B_POS, B_NBYTES, B_CALL, B_AGAIN = range(6)
-B_ARMED, B_PID, B_FD, B_DEVICE, B_INODE = range(2, 7)
+B_ARMED, B_PID, B_FD, B_DEVICE, B_INODE, B_BELL = range(2, 8)

@@ -2,7 +2,7 @@
 
     bytes 0 +------------------------------------------------+
             | section: guards all that follows               |
-         64 | 5 words: how many cells, last ticket, and such |
+         64 | 8 words: how many cells, last ticket, and such |
         128 | the object's own words                         |
         256 | cells: 4 words and a semaphore each            |
             +------------------------------------------------+
@@ -23,6 +23,7 @@ USED = 72 // WORD  # how many of them were ever used; the others are no memory y
 LAST = 80 // WORD  # the last ticket
 PASSED = 88 // WORD  # tickets up to this one may go on
 LOOKED_AT = 96 // WORD  # when one looked for the dead: monotonic clock, nanoseconds; a hint
+MARK, LISTENERS, CALLS = 104 // WORD, 112 // WORD, 120 // WORD  # of those who listen
 
 # The object's own
 FLAG = 128 // WORD  # an event's: 1 = set
