@@ -7,12 +7,13 @@ import os
 import queue
 import threading
 from collections import deque
-from collections.abc import Sequence
-from typing import Any, Generic, SupportsIndex, TypeVar
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Generic, Protocol, SupportsIndex, TypeVar, runtime_checkable
 
 from ipcmap._core.reference_cells import Cell
 from ipcmap.arena import Arena, default_arena
-from ipcmap.codec import find_codec
+from ipcmap.codec import PickleCodec, find_codec
 from ipcmap.ring import Ring
 
 __all__ = ["Hands", "Objects", "ShutDown", "SimpleQueue", "restored"]
@@ -25,6 +26,20 @@ else:
 
     class ShutDown(Exception):  # type: ignore[no-redef]
         """The queue was shut down: queue.ShutDown, which Python has from 3.13 on."""
+
+
+@runtime_checkable
+class _Accelerated(Protocol):
+    """A ring that puts and gets plain objects by itself: that of the native engine."""
+
+    @staticmethod
+    def _dump(dumps: Callable[[Any], Any], obj: Any, /) -> Any: ...
+    @staticmethod
+    def _load(loads: Callable[[bytes], Any], record: bytes, /) -> Any: ...
+    def _put_object(
+        self, dumps: Callable[[Any], Any], obj: Any, timeout: float | None, /
+    ) -> Any: ...
+    def _get_object(self, loads: Callable[[bytes], Any], timeout: float | None, /) -> Any: ...
 
 
 class Objects(Generic[T]):
@@ -45,8 +60,26 @@ class Objects(Generic[T]):
         self._attach()
 
     def _attach(self) -> None:
-        self._dumps, self._loads = self._codec.dumps, self._codec.loads
+        codec, ring = self._codec, self._ring
+        self._dumps, self._loads = codec.dumps, codec.loads
         self._closed = False
+        if type(codec) is PickleCodec and isinstance(ring, _Accelerated):
+            self._dumps = partial(ring._dump, codec.dumps)
+            self._loads = partial(ring._load, codec.loads)
+            # Not a frame between put and C. Nothing here refers to the queue: no cycle.
+            self.__dict__["_put"] = partial(ring._put_object, codec.dumps)
+            self.__dict__["_get"] = partial(ring._get_object, codec.loads)
+
+    def _put(self, obj: T, timeout: float | None) -> Any:
+        """Put the record of an object; one in parts is returned, and not put."""
+        record = self._dumps(obj)
+        if type(record) is not bytes:
+            return record
+        return self._ring.put(record, timeout)
+
+    def _get(self, timeout: float | None) -> T:
+        result: T = self._loads(self._ring.get(timeout))
+        return result
 
     def _put_record(
         self, record: bytes | Sequence[bytes | memoryview], timeout: float | None
@@ -95,27 +128,30 @@ class SimpleQueue(Objects[T]):
 
     def put(self, obj: T) -> None:
         """Append an object, waiting for room."""
-        self._open()
-        self._put_record(self._dumps(obj), None)
+        if self._closed:
+            raise self._shut()
+        record = self._put(obj, None)
+        if record is not None:
+            self._put_record(record, None)
 
     def get(self) -> T:
         """Take the oldest object, waiting for one."""
-        self._open()
-        result: T = self._loads(self._ring.get())
-        return result
+        if self._closed:
+            raise self._shut()
+        return self._get(None)
 
     def empty(self) -> bool:
         """Return whether there is none; it may be stale at once."""
-        self._open()
+        if self._closed:
+            raise self._shut()
         return not len(self._ring)
 
     def close(self) -> None:
         """Say that this process neither puts nor gets any more; for others nothing changes."""
         self._closed = True
 
-    def _open(self) -> None:
-        if self._closed:
-            raise OSError(f"SimpleQueue {self!r} is closed")
+    def _shut(self) -> OSError:
+        return OSError(f"SimpleQueue {self!r} is closed")
 
 
 class Hands:

@@ -107,7 +107,9 @@ class Queue(Objects[T]):
         if self._closed:
             raise ValueError(f"Queue {self!r} is closed")
         try:
-            self._put_record(self._dumps(obj), timeout)
+            record = self._put(obj, timeout) if self.maxsize <= 0 else self._dumps(obj)
+            if record is not None:
+                self._put_record(record, timeout)
         except ClosedError:
             raise self._shut() from None
         self._used = True
@@ -185,8 +187,12 @@ class Queue(Objects[T]):
         if self._closed:
             raise ValueError(f"Queue {self!r} is closed")
         try:
-            record = self._lease(timeout) if self._ack else self._ring.get(timeout)
+            if not self._ack:
+                return self._get(timeout)
+            record = self._lease(timeout)
         except ClosedError:
+            if not self._ring.closed:  # raised by what was to be loaded
+                raise
             raise self._shut() from None
         result: T = self._loads(record)
         return result

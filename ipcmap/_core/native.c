@@ -5,6 +5,7 @@
  *   bind          says which class that is, and what does the rest
  *   Cells         what the class of native allocators inherits (native_cells.c)
  *   bind_cells    says what does the rest there
+ *   dump, load    plain objects as records, and back (native_objects.c)
  *   Words         atomic cells (native_atomics.c)
  *   layout        the offsets of native_layout.h, for a test to compare
  *
@@ -14,6 +15,7 @@
 #include "native_atomics.h"
 #include "native_cells.h"
 #include "native_core.h"
+#include "native_objects.h"
 
 PyTypeObject *native_core_type;
 
@@ -209,6 +211,10 @@ static PyMethodDef functions[] = {
      PyDoc_STR("Say which class the methods are for, and what does what they leave.")},
     {"bind_cells", (PyCFunction)(void (*)(void))native_bind_cells, METH_VARARGS | METH_KEYWORDS,
      PyDoc_STR("Say which class a cell's handle has, and what does what the methods leave.")},
+    {"dump", (PyCFunction)(void (*)(void))native_dump, METH_FASTCALL,
+     PyDoc_STR("Return the record of an object, by the function given if it is not plain.")},
+    {"load", (PyCFunction)(void (*)(void))native_load, METH_FASTCALL,
+     PyDoc_STR("Return the object of a record, by the function given if it is not plain.")},
     {NULL, NULL, 0, NULL},
 };
 

@@ -7,6 +7,7 @@
  *   native_parking.c   waiting: spin, yield, park
  *   native_call.c      put, get, put_many, get_many as Python calls them,
  *                      with native_put.c, native_get.c and native_blocks.c
+ *   native_objects.c   plain objects as records, and back
  *   native.c           the module
  *
  * The protocol is that of reference_ring.py, whose header names the shared fields,
