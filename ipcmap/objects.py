@@ -14,9 +14,10 @@ from typing import Any, Generic, Protocol, SupportsIndex, TypeVar, runtime_check
 from ipcmap._core.reference_cells import Cell
 from ipcmap.arena import Arena, default_arena
 from ipcmap.codec import PickleCodec, find_codec
+from ipcmap.queue_ends import NoLock, ReadingEnd, WritingEnd
 from ipcmap.ring import Ring
 
-__all__ = ["Hands", "Objects", "ShutDown", "SimpleQueue", "restored"]
+__all__ = ["Hands", "Objects", "ShutDown", "SimpleQueue", "joined", "restored"]
 
 T = TypeVar("T")
 
@@ -84,14 +85,48 @@ class Objects(Generic[T]):
     def _put_record(
         self, record: bytes | Sequence[bytes | memoryview], timeout: float | None
     ) -> None:
-        if isinstance(record, bytes):
-            self._ring.put(record, timeout)
-            return
-        with self._ring.claim(sum(map(len, record)), timeout) as view:
-            begin = 0
-            for part in record:
-                view[begin : begin + len(part)] = part
-                begin += len(part)
+        _put_record(self._ring, record, timeout)
+
+    # What the standard library reaches for
+
+    @property
+    def _reader(self) -> ReadingEnd:
+        end: ReadingEnd | None = self.__dict__.get("_reading")
+        if end is None:
+            end = self.__dict__.setdefault("_reading", ReadingEnd(self._ring, self._taker()))
+            if self._closed:
+                end.close()
+        return end
+
+    @property
+    def _writer(self) -> WritingEnd:
+        end: WritingEnd | None = self.__dict__.get("_writing")
+        if end is None:
+            end = self.__dict__.setdefault("_writing", WritingEnd(self._ring, self._putter()))
+            if self._closed:
+                end.close()
+        return end
+
+    _rlock = _wlock = NoLock()
+
+    def _taker(self) -> Callable[[float | None], Any]:
+        ring, loads = self._ring, self._loads  # and not the queue, which has the end
+        return lambda timeout: loads(ring.get(timeout))
+
+    def _putter(self) -> Callable[[Any], object]:
+        ring, dumps = self._ring, self._dumps
+
+        def put(obj: Any) -> None:
+            _put_record(ring, dumps(obj), None)
+
+        return put
+
+    def close(self) -> None:
+        """Say that this process neither puts nor gets any more; for others nothing changes."""
+        self._closed = True
+        for end in (self.__dict__.get("_reading"), self.__dict__.get("_writing")):
+            if end is not None:
+                end.close()
 
     def destroy(self) -> None:
         """Free it for the whole family; every handle of it is stale then.
@@ -146,10 +181,6 @@ class SimpleQueue(Objects[T]):
             raise self._shut()
         return not len(self._ring)
 
-    def close(self) -> None:
-        """Say that this process neither puts nor gets any more; for others nothing changes."""
-        self._closed = True
-
     def _shut(self) -> OSError:
         return OSError(f"SimpleQueue {self!r} is closed")
 
@@ -198,6 +229,24 @@ class Hands:
         if self._pid != os.getpid():  # it is the parent's
             self._pid = os.getpid()
             self._taken = deque()
+
+
+def joined(record: bytes | Sequence[bytes | memoryview]) -> bytes:
+    """Return a record in one part."""
+    return record if isinstance(record, bytes) else b"".join(record)
+
+
+def _put_record(
+    ring: Ring, record: bytes | Sequence[bytes | memoryview], timeout: float | None
+) -> None:
+    if isinstance(record, bytes):
+        ring.put(record, timeout)
+        return
+    with ring.claim(sum(map(len, record)), timeout) as view:
+        begin = 0
+        for part in record:
+            view[begin : begin + len(part)] = part
+            begin += len(part)
 
 
 def restored(cls: type[Objects[Any]], state: dict[str, Any]) -> Objects[Any]:

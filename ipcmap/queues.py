@@ -14,14 +14,14 @@ from __future__ import annotations
 import os
 import queue
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, SupportsIndex, TypeVar
 
 from ipcmap._deadline import Deadline
 from ipcmap.arena import Arena
 from ipcmap.condition import Condition
 from ipcmap.errors import ClosedError, IpcmapError
-from ipcmap.objects import Hands, Objects, ShutDown, restored
+from ipcmap.objects import Hands, Objects, ShutDown, joined, restored
 from ipcmap.pages import byte_count
 
 __all__ = ["JoinableQueue", "Queue"]
@@ -156,9 +156,8 @@ class Queue(Objects[T]):
         if self.maxsize <= 0:
             super()._put_record(record, timeout)
             return
-        data = record if isinstance(record, bytes) else b"".join(record)
         try:
-            self._ring._put_within(self.maxsize, data, Deadline(timeout))
+            self._ring._put_within(self.maxsize, joined(record), Deadline(timeout))
         except queue.Full:
             raise queue.Full(
                 f"queue was full all the time: maxsize={self.maxsize}, "
@@ -243,6 +242,18 @@ class Queue(Objects[T]):
             failed.got = objects  # type: ignore[attr-defined]
             raise failed
         return objects
+
+    def _taker(self) -> Callable[[float | None], Any]:
+        if not self._ack:
+            return super()._taker()
+        ring, loads, hands = self._ring, self._loads, self._mine
+        return lambda timeout: loads(ring._take_on_loan(Deadline(timeout), hands))
+
+    def _putter(self) -> Callable[[Any], object]:
+        if self.maxsize <= 0:
+            return super()._putter()
+        ring, dumps, most = self._ring, self._dumps, self.maxsize
+        return lambda obj: ring._put_within(most, joined(dumps(obj)), Deadline(None))
 
     def _lease(self, timeout: float | None) -> bytes:
         return self._ring._take_on_loan(Deadline(timeout), self._mine)
@@ -344,10 +355,6 @@ class Queue(Objects[T]):
                     self._ring.get_many(None, 0)
             except (queue.Empty, ClosedError):
                 pass
-
-    def close(self) -> None:
-        """Say that this process neither puts nor gets any more; for others nothing changes."""
-        self._closed = True
 
     def join_thread(self) -> None:
         """Do nothing: no thread is between :meth:`put` and the queue.

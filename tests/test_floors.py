@@ -29,7 +29,7 @@ FLOORS: list[list[set[str]]] = [
         {"sync"},
     ],
     [{"loans"}, {"listener"}, {"ring_handle"}, {"ring"}, {"native_ring"}],
-    [{"objects"}, {"queues", "connection", "broadcast", "values", "table"}],
+    [{"queue_ends"}, {"objects"}, {"queues", "connection", "broadcast", "values", "table"}],
     [
         {"last_words"},
         {"process"},

@@ -128,17 +128,18 @@ class RingListeners(RingBatches):
     def _announce(self) -> None:
         self._words[LISTENERS] = self._words[LISTENERS] + 1 & WORD_MASK  # W1 listen
 
-    def arm(self, cell: Cell, seen: int) -> bool:
+    def arm(self, cell: Cell, seen: int, deadline: Deadline = _NOW) -> bool:
         """Ask for a byte with the next record; ``False`` = look again now.
 
         Args:
             cell: The block of a listener, whose pipe was drained before.
             seen: What the attempt returned that found nothing.
+            deadline: When to stop waiting for the section.
 
         Raises:
             Stalled: Somebody is stopped in the section.
         """
-        return self._inside(self._producers_section, _NOW, self._arm, cell, seen)
+        return self._inside(self._producers_section, deadline, self._arm, cell, seen)
 
     def _arm(self, cell: Cell, seen: int) -> bool:
         words = self._words
