@@ -103,7 +103,7 @@ class Queue(Objects[T]):
             ValueError: :meth:`close` was called here, or ``timeout`` is negative.
         """
         if timeout is not None or not block:
-            timeout = _seconds(block, timeout)
+            timeout = seconds(block, timeout)
         if self._closed:
             raise ValueError(f"Queue {self!r} is closed")
         try:
@@ -129,7 +129,7 @@ class Queue(Objects[T]):
             queue.Full: There was no room for all in time; its attribute ``put``, as that
                 of every error raised here, says how many went in.
         """
-        timeout = _seconds(block, timeout)
+        timeout = seconds(block, timeout)
         if self._closed:
             raise ValueError(f"Queue {self!r} is closed")
         deadline, done, batch = Deadline(timeout), 0, list(objects)
@@ -182,7 +182,7 @@ class Queue(Objects[T]):
             ValueError: :meth:`close` was called here, or ``timeout`` is negative.
         """
         if timeout is not None or not block:
-            timeout = _seconds(block, timeout)
+            timeout = seconds(block, timeout)
         if self._closed:
             raise ValueError(f"Queue {self!r} is closed")
         try:
@@ -217,7 +217,7 @@ class Queue(Objects[T]):
             ValueError: ``max_objects`` is less than 1; and the rest as :meth:`get`. What the
                 codec raises of one has an attribute ``got``: the others, which are taken too.
         """
-        timeout = _seconds(block, timeout)
+        timeout = seconds(block, timeout)
         if self._closed:
             raise ValueError(f"Queue {self!r} is closed")
         most = sys.maxsize if max_objects is None else byte_count("max_objects", max_objects)
@@ -414,6 +414,11 @@ class JoinableQueue(Queue[T]):
         if immediate:
             self._tell()
 
+    @property
+    def unfinished_tasks(self) -> int:
+        """How many objects were put and are not done with; it may be stale at once."""
+        return self._ring._unfinished()
+
     def join(self) -> None:
         """Wait until everything that was put was taken, and done with."""
         with self._finished:
@@ -435,7 +440,8 @@ class JoinableQueue(Queue[T]):
         self._finished.destroy()
 
 
-def _seconds(block: bool, timeout: float | None) -> float | None:
+def seconds(block: bool, timeout: float | None) -> float | None:
+    """Return how long to wait, of what put and get are given."""
     if not block:
         return 0
     if timeout is not None and timeout < 0:

@@ -29,7 +29,12 @@ FLOORS: list[list[set[str]]] = [
         {"sync"},
     ],
     [{"loans"}, {"listener"}, {"ring_handle"}, {"ring"}, {"native_ring"}],
-    [{"queue_ends"}, {"objects"}, {"queues", "connection", "broadcast", "values", "table"}],
+    [
+        {"queue_ends"},
+        {"objects"},
+        {"queues", "connection", "broadcast", "values", "table"},
+        {"reporting_queues"},
+    ],
     [
         {"last_words"},
         {"process"},
