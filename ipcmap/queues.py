@@ -416,7 +416,11 @@ class JoinableQueue(Queue[T]):
 
     @property
     def unfinished_tasks(self) -> int:
-        """How many objects were put and are not done with; it may be stale at once."""
+        """How many objects were put and are not done with; it may be stale at once.
+
+        Never too few. One that a consumer was killed in the middle of taking may count twice
+        until another has taken it.
+        """
         return self._ring._unfinished()
 
     def join(self) -> None:
