@@ -7,12 +7,14 @@ engine writes (native_objects.c) and both engines read; this one finds pickle as
 The buffers inside an object (arrays, ``pickle.PickleBuffer``) are not copied into
 its pickle but laid behind it (pickle protocol 5, PEP 574).
 
-The short form. After the byte of its kind an item has
+The short form. After the byte of its kind an item has::
+
     i f       8 bytes: the number
     s b       a count of 4 bytes, and so many: UTF-8, or bytes
     t l d     a count of 4 bytes, and so many items, or pairs of items
     r         a byte: the so-manieth text, bytes or container of this record, once more
     N T F     nothing: None, True, False
+
 A text or bytes alone have no count. What occurs twice in an object is one object when it
 is read, as in pickle.
 
