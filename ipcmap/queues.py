@@ -11,6 +11,7 @@ when the consumer dies before that, another gets it (``_core/reference_ring_bloc
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import sys
@@ -350,11 +351,10 @@ class Queue(Objects[T]):
         """
         self._ring.close()
         if immediate:
-            try:
+            # Until the end is told: that there is none now may mean that a section is not free.
+            with contextlib.suppress(ClosedError):
                 while True:
-                    self._ring.get_many(None, 0)
-            except (queue.Empty, ClosedError):
-                pass
+                    self._ring.get_many()
 
     def join_thread(self) -> None:
         """Do nothing: no thread is between :meth:`put` and the queue.

@@ -29,6 +29,7 @@ LEAVES = (
     | st.characters(categories=["Cs"]) | st.text(max_size=3).map(Text)
 )  # fmt: skip
 KEYS = st.text(max_size=3) | st.integers() | st.floats() | st.tuples(st.text(max_size=2))
+MEMBERS = st.text(max_size=3) | st.integers() | st.floats(allow_nan=False)  # NaN has no order
 PLAIN = st.recursive(
     LEAVES,
     lambda part: (
@@ -36,7 +37,7 @@ PLAIN = st.recursive(
         | st.tuples(part, part)
         | st.dictionaries(KEYS, part, max_size=6)
         | st.lists(part, min_size=1, max_size=1).map(lambda one: (one, one, one[0], one[0]))
-        | st.sets(KEYS, max_size=3)
+        | st.sets(MEMBERS, max_size=3)
     ),
     max_leaves=40,
 )

@@ -190,6 +190,22 @@ def test_a_put_gives_up_in_time_though_someone_is_stopped(arena: Arena, fork: Fo
         assert len(gave_up) == 1
 
 
+def test_an_immediate_shutdown_waits_for_who_is_stopped(arena: Arena, fork: Fork) -> None:
+    """In a section of the ring: it does not take that for an empty queue."""
+    objects: Queue[int] = Queue(arena=arena)
+    objects.put_many(range(10))
+    section = objects._ring._core._consumers_section
+    stopped = fork(inside, section, Deadline(None), lambda: os.kill(os.getpid(), signal.SIGSTOP))
+    os.waitid(os.P_PID, stopped.pid, os.WSTOPPED | os.WNOWAIT)
+    ending = threading.Thread(target=objects.shutdown, args=[True])
+    ending.start()
+    while not objects.is_shutdown:
+        os.sched_yield()
+    stopped.kill()
+    ending.join()
+    assert objects.qsize() == 0
+
+
 def test_a_storm_of_kills_among_workers_does_every_task(
     arena: Arena, fork: Fork, chance: random.Random
 ) -> None:
