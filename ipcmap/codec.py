@@ -2,8 +2,21 @@
 
 The default is pickle, with short cuts for what needs none: a record begins with a byte
 that says what it is, and 0x80, with which every pickle begins, says that it is one.
+Tuples, lists and dicts of plain objects have a short form as well, which the native
+engine writes (native_objects.c) and both engines read; this one finds pickle as fast.
 The buffers inside an object (arrays, ``pickle.PickleBuffer``) are not copied into
 its pickle but laid behind it (pickle protocol 5, PEP 574).
+
+The short form. After the byte of its kind an item has::
+
+    i f       8 bytes: the number
+    s b       a count of 4 bytes, and so many: UTF-8, or bytes
+    t l d     a count of 4 bytes, and so many items, or pairs of items
+    r         a byte: the so-manieth text, bytes or container of this record, once more
+    N T F     nothing: None, True, False
+
+A text or bytes alone have no count. What occurs twice in an object is one object when it
+is read, as in pickle.
 
 To load a pickle is to run what it says. From children that one would rather not trust,
 take another codec: ``"raw"``, ``"json"``, or any object with ``dumps`` and ``loads``.
@@ -20,6 +33,8 @@ from io import BytesIO
 from types import ModuleType
 from typing import Any, Protocol
 
+from ipcmap.errors import CorruptError
+
 __all__ = ["Codec", "PickleCodec", "RawCodec", "find_codec"]
 
 _ALIGNMENT = 64  # bytes, of each such buffer in its record
@@ -27,6 +42,10 @@ _PICKLE, _BUFFERS = 0x80, ord("o")
 _COUNT = struct.Struct("<II")  # buffers, and bytes of the pickle
 _LENGTH = struct.Struct("<Q")
 _INT, _FLOAT = struct.Struct("<cq"), struct.Struct("<cd")
+_NUMBERS = {ord("i"): struct.Struct("<q"), ord("f"): struct.Struct("<d")}
+_CONSTANTS = {ord("N"): None, ord("T"): True, ord("F"): False}
+_ITEMS = struct.Struct("<I")
+_DEEPEST, _SHARED_MOST = 16, 64  # as native_objects.c writes
 
 
 class Codec(Protocol):
@@ -63,14 +82,70 @@ _DUMPERS: dict[type, Callable[[Any], bytes]] = {
     type(None): {None: b"N"}.__getitem__,
 }
 
+
+class _Reading:
+    """The short form of an object, from bytes that may say anything."""
+
+    def __init__(self, record: bytes) -> None:
+        self._record, self._at = record, 0
+        self._shared: list[Any] = []
+
+    def whole(self) -> Any:
+        """Return the object that the record is."""
+        obj = self._item(0)
+        if self._at != len(self._record):
+            raise ValueError("more than one object")
+        return obj
+
+    def _take(self, nbytes: int) -> bytes:
+        begin, self._at = self._at, self._at + nbytes
+        if self._at > len(self._record):
+            raise ValueError("it ends too early")
+        return self._record[begin : self._at]
+
+    def _item(self, depth: int) -> Any:
+        kind = self._take(1)[0]
+        if kind in _CONSTANTS:
+            return _CONSTANTS[kind]
+        if kind in _NUMBERS:
+            return _NUMBERS[kind].unpack(self._take(8))[0]
+        if kind == ord("r"):
+            known = self._shared[self._take(1)[0]]
+            if known is _Reading:
+                raise ValueError("it contains itself")
+            return known
+        if len(self._shared) == _SHARED_MOST or depth == _DEEPEST:
+            raise ValueError("it has more parts, or deeper ones, than are written")
+        number = len(self._shared)
+        self._shared.append(_Reading)  # not complete
+        obj = self._shared[number] = self._parts(kind, _ITEMS.unpack(self._take(4))[0], depth + 1)
+        return obj
+
+    def _parts(self, kind: int, count: int, depth: int) -> Any:
+        if count > len(self._record) - self._at:
+            raise ValueError("it ends too early")
+        if kind == ord("s"):
+            return self._take(count).decode()
+        if kind == ord("b"):
+            return self._take(count)
+        if kind == ord("d"):
+            return {self._item(depth): self._item(depth) for _ in range(count)}
+        if kind not in (ord("t"), ord("l")):
+            raise ValueError(f"there is no kind {bytes([kind])!r}")
+        items = [self._item(depth) for _ in range(count)]
+        return tuple(items) if kind == ord("t") else items
+
+
+def _load_short(record: bytes) -> Any:
+    return _Reading(record).whole()
+
+
 _LOADERS: dict[int, Callable[[bytes], Any]] = {
     ord("b"): lambda record: record[1:],
     ord("s"): lambda record: record[1:].decode("utf-8", "surrogatepass"),
     ord("i"): lambda record: _INT.unpack(record)[1],
     ord("f"): lambda record: _FLOAT.unpack(record)[1],
-    ord("F"): lambda record: False,
-    ord("T"): lambda record: True,
-    ord("N"): lambda record: None,
+    **dict.fromkeys(b"FTNtld", _load_short),
 }
 
 
@@ -118,13 +193,18 @@ class PickleCodec:
 
     def loads(self, record: bytes, /) -> Any:
         """Return the object of a record; its buffers are writable copies."""
-        first = record[0]
-        if first == _PICKLE:
-            return pickle.loads(record)
-        if first == _BUFFERS:
-            pickled, buffers = _without_buffers(record)
-            return pickle.loads(pickled, buffers=buffers)
-        return _LOADERS[first](record)
+        try:
+            first = record[0]
+            if first not in (_PICKLE, _BUFFERS):
+                return _LOADERS[first](record)
+            pickled, buffers = _without_buffers(record) if first == _BUFFERS else (record, None)
+        except (ValueError, LookupError, TypeError, struct.error) as error:
+            why = error if isinstance(error, ValueError) else "it begins or goes on as none does"
+            raise CorruptError(
+                f"record is no object of the pickle codec: {why}; nbytes={len(record)}, "
+                f"begin={bytes(record[:16])!r}; put and get with the same codec, or make another queue"
+            ) from None
+        return pickle.loads(pickled, buffers=buffers)
 
 
 class RawCodec:
@@ -213,15 +293,17 @@ def _with_buffers(pickled: bytes, buffers: list[memoryview]) -> list[bytes | mem
 def _without_buffers(record: bytes) -> tuple[memoryview, list[bytearray]]:
     """Return the pickle of such a record, and writable copies of the buffers."""
     view = memoryview(record)
-    count, pickled = _COUNT.unpack_from(view, 8)
+    count, nbytes = _COUNT.unpack_from(view, 8)
     at = 8 + _COUNT.size + count * _LENGTH.size
-    lengths = [
-        _LENGTH.unpack_from(view, 8 + _COUNT.size + 8 * number)[0] for number in range(count)
-    ]
-    pickle_begin, at = at, at + pickled
+    if at + nbytes > len(view):
+        raise ValueError("it ends too early")
+    lengths = [number for (number,) in _LENGTH.iter_unpack(view[8 + _COUNT.size : at])]
+    pickled, at = view[at : at + nbytes], at + nbytes
     buffers = []
     for length in lengths:
         at += -at % _ALIGNMENT
+        if at + length > len(view):
+            raise ValueError("it ends too early")
         buffers.append(bytearray(view[at : at + length]))
         at += length
-    return view[pickle_begin : pickle_begin + pickled], buffers
+    return pickled, buffers

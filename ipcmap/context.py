@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ipcmap.objects import SimpleQueue
 from ipcmap.process import Process
-from ipcmap.queues import JoinableQueue, Queue
+from ipcmap.reporting_queues import ReportingJoinableQueue, ReportingQueue
 from ipcmap.sync import Barrier, BoundedSemaphore, Condition, Event, Lock, RLock, Semaphore
 from ipcmap.values import Array, RawArray, RawValue, Value
 
@@ -57,8 +57,8 @@ class Context(multiprocessing.context.BaseContext):
     _name = "fork"
 
     Process = Process
-    Queue = Queue  # type: ignore[assignment]
-    JoinableQueue = JoinableQueue  # type: ignore[assignment]
+    Queue = ReportingQueue  # type: ignore[assignment]
+    JoinableQueue = ReportingJoinableQueue  # type: ignore[assignment]
     SimpleQueue = SimpleQueue  # type: ignore[assignment]
     Lock = Lock  # type: ignore[assignment]
     RLock = RLock  # type: ignore[assignment]

@@ -27,6 +27,7 @@ from ipcmap._core import libc
 from ipcmap._core.reference_cells import Cell
 from ipcmap._core.reference_listeners import Listeners
 from ipcmap._core.reference_sections import Stalled
+from ipcmap._deadline import Deadline
 from ipcmap.errors import ClosedError
 from ipcmap.structure import free_quietly
 
@@ -35,6 +36,7 @@ __all__ = ["Key", "Listener", "rearm"]
 Key = tuple[int, int, int, int]  # arena, offset and generation of an object; and its mark
 
 _SLICE = libc.TimerSpec(libc.TimeSpec(0, 0), libc.TimeSpec(1, 0))
+_NOW = Deadline(0)  # whoever is stopped in a section must not hold up a get that is over
 _ALL = 1 << 16  # bytes: as many as a pipe holds
 
 
@@ -64,12 +66,17 @@ class Listener:
     """
 
     __slots__ = (
-        "__weakref__", "_cell", "_epoll", "_key", "_listeners", "_lock", "_object", "_open",
-        "_pid", "_pipe", "_timer",
+        "__weakref__", "_cell", "_fd", "_key", "_listeners", "_lock", "_object", "_open", "_pid",
+        "_pipe", "_timer",
     )  # fmt: skip
 
-    def __init__(self, listened_to: object, arena: int, listeners: Listeners) -> None:
-        """Refused to callers: a listener comes from :meth:`Ring.listen`."""
+    def __init__(
+        self, listened_to: object, arena: int, listeners: Listeners, *, timed: bool = True
+    ) -> None:
+        """Refused to callers: a listener comes from :meth:`Ring.listen`.
+
+        One that is not timed is the pipe alone: for a queue's end, which looks by itself.
+        """
         self._open: list[Callable[[], object]] = []  # what closes the descriptors, the last first
         self._pid = os.getpid()
         # For the threads that use one listener; a handler may come back to it.
@@ -80,13 +87,9 @@ class Listener:
         try:
             self._pipe = _open_pipe()
             self._open.append(partial(os.close, self._pipe))
-            flags = os.O_NONBLOCK | os.O_CLOEXEC
-            self._timer = libc.timerfd_create(time.CLOCK_MONOTONIC, flags)
-            self._open.append(partial(os.close, self._timer))
-            self._epoll = select.epoll(2)
-            self._open.append(self._epoll.close)
-            self._epoll.register(self._pipe, select.EPOLLIN)
-            self._epoll.register(self._timer, select.EPOLLIN)
+            self._fd, self._timer = self._pipe, -1
+            if timed:
+                self._wait_for_timer_too()
             self._cell = listeners.listen(self._pipe)
             _add(self)
             self._arm(listeners.seen())
@@ -105,7 +108,7 @@ class Listener:
                 f"listener is closed here: pid={os.getpid()}, made by pid={self._pid}; "
                 "make another (Ring.listen)"
             )
-        return self._epoll.fileno()
+        return self._fd
 
     @property
     def closed(self) -> bool:
@@ -151,12 +154,22 @@ class Listener:
         )
 
     def __repr__(self) -> str:
-        state = "closed" if self.closed else f"descriptor {self._epoll.fileno()}"
+        state = "closed" if self.closed else f"descriptor {self._fd}"
         return f"<ipcmap.Listener of pid {self._pid}: {state}>"
 
     # Inside
 
-    def _arm(self, seen: int | None) -> None:
+    def _wait_for_timer_too(self) -> None:
+        flags = os.O_NONBLOCK | os.O_CLOEXEC
+        self._timer = libc.timerfd_create(time.CLOCK_MONOTONIC, flags)
+        self._open.append(partial(os.close, self._timer))
+        epoll = select.epoll(2)
+        self._open.append(epoll.close)
+        epoll.register(self._pipe, select.EPOLLIN)
+        epoll.register(self._timer, select.EPOLLIN)
+        self._fd = epoll.fileno()
+
+    def _arm(self, seen: int | None, deadline: Deadline = _NOW) -> None:
         """Be quiet until something comes after ``seen``; or stay readable, if it has.
 
         ``None`` = nobody can look now: be quiet for a slice.
@@ -167,12 +180,18 @@ class Listener:
             if not self._open or self._cell is None:
                 return
             # The timer first: from here on it rings, whatever breaks the rest off.
-            libc.timerfd_settime(self._timer, 0, _SLICE, None)
+            if self._timer >= 0:
+                libc.timerfd_settime(self._timer, 0, _SLICE, None)
             with contextlib.suppress(BlockingIOError):
                 os.read(self._pipe, _ALL)
+            armed = self._timer >= 0  # or else readable in vain, if somebody is stopped
             with contextlib.suppress(Stalled, BlockingIOError):
-                if seen is not None and not self._listeners.arm(self._cell, seen):
-                    os.write(self._pipe, b"\0")
+                try:
+                    if seen is not None:
+                        armed = self._listeners.arm(self._cell, seen, deadline)
+                finally:
+                    if not armed:
+                        os.write(self._pipe, b"\0")
 
     def _drop(self) -> None:
         """Close the descriptors of this process."""

@@ -24,6 +24,8 @@ class NativeRing(native.RingMethods, Ring):
 
     __slots__ = ("_native",)
 
+    _dump, _load = staticmethod(native.dump), staticmethod(native.load)
+
     def _attach(self) -> None:
         super()._attach()
         allocator = self._allocator

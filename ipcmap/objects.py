@@ -7,15 +7,17 @@ import os
 import queue
 import threading
 from collections import deque
-from collections.abc import Sequence
-from typing import Any, Generic, SupportsIndex, TypeVar
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Generic, Protocol, SupportsIndex, TypeVar, runtime_checkable
 
 from ipcmap._core.reference_cells import Cell
 from ipcmap.arena import Arena, default_arena
-from ipcmap.codec import find_codec
+from ipcmap.codec import PickleCodec, find_codec
+from ipcmap.queue_ends import NoLock, ReadingEnd, WritingEnd
 from ipcmap.ring import Ring
 
-__all__ = ["Hands", "Objects", "ShutDown", "SimpleQueue", "restored"]
+__all__ = ["Hands", "Objects", "ShutDown", "SimpleQueue", "joined", "restored"]
 
 T = TypeVar("T")
 
@@ -25,6 +27,20 @@ else:
 
     class ShutDown(Exception):  # type: ignore[no-redef]
         """The queue was shut down: queue.ShutDown, which Python has from 3.13 on."""
+
+
+@runtime_checkable
+class _Accelerated(Protocol):
+    """A ring that puts and gets plain objects by itself: that of the native engine."""
+
+    @staticmethod
+    def _dump(dumps: Callable[[Any], Any], obj: Any, /) -> Any: ...
+    @staticmethod
+    def _load(loads: Callable[[bytes], Any], record: bytes, /) -> Any: ...
+    def _put_object(
+        self, dumps: Callable[[Any], Any], obj: Any, timeout: float | None, /
+    ) -> Any: ...
+    def _get_object(self, loads: Callable[[bytes], Any], timeout: float | None, /) -> Any: ...
 
 
 class Objects(Generic[T]):
@@ -45,20 +61,72 @@ class Objects(Generic[T]):
         self._attach()
 
     def _attach(self) -> None:
-        self._dumps, self._loads = self._codec.dumps, self._codec.loads
+        codec, ring = self._codec, self._ring
+        self._dumps, self._loads = codec.dumps, codec.loads
         self._closed = False
+        if type(codec) is PickleCodec and isinstance(ring, _Accelerated):
+            self._dumps = partial(ring._dump, codec.dumps)
+            self._loads = partial(ring._load, codec.loads)
+            # Not a frame between put and C. Nothing here refers to the queue: no cycle.
+            self.__dict__["_put"] = partial(ring._put_object, codec.dumps)
+            self.__dict__["_get"] = partial(ring._get_object, codec.loads)
+
+    def _put(self, obj: T, timeout: float | None) -> Any:
+        """Put the record of an object; one in parts is returned, and not put."""
+        record = self._dumps(obj)
+        if type(record) is not bytes:
+            return record
+        return self._ring.put(record, timeout)
+
+    def _get(self, timeout: float | None) -> T:
+        result: T = self._loads(self._ring.get(timeout))
+        return result
 
     def _put_record(
         self, record: bytes | Sequence[bytes | memoryview], timeout: float | None
     ) -> None:
-        if isinstance(record, bytes):
-            self._ring.put(record, timeout)
-            return
-        with self._ring.claim(sum(map(len, record)), timeout) as view:
-            begin = 0
-            for part in record:
-                view[begin : begin + len(part)] = part
-                begin += len(part)
+        _put_record(self._ring, record, timeout)
+
+    # What the standard library reaches for
+
+    @property
+    def _reader(self) -> ReadingEnd:
+        end: ReadingEnd | None = self.__dict__.get("_reading")
+        if end is None:
+            end = self.__dict__.setdefault("_reading", ReadingEnd(self._ring, self._taker()))
+            if self._closed:
+                end.close()
+        return end
+
+    @property
+    def _writer(self) -> WritingEnd:
+        end: WritingEnd | None = self.__dict__.get("_writing")
+        if end is None:
+            end = self.__dict__.setdefault("_writing", WritingEnd(self._ring, self._putter()))
+            if self._closed:
+                end.close()
+        return end
+
+    _rlock = _wlock = NoLock()
+
+    def _taker(self) -> Callable[[float | None], Any]:
+        ring, loads = self._ring, self._loads  # and not the queue, which has the end
+        return lambda timeout: loads(ring.get(timeout))
+
+    def _putter(self) -> Callable[[Any], object]:
+        ring, dumps = self._ring, self._dumps
+
+        def put(obj: Any) -> None:
+            _put_record(ring, dumps(obj), None)
+
+        return put
+
+    def close(self) -> None:
+        """Say that this process neither puts nor gets any more; for others nothing changes."""
+        self._closed = True
+        for end in (self.__dict__.get("_reading"), self.__dict__.get("_writing")):
+            if end is not None:
+                end.close()
 
     def destroy(self) -> None:
         """Free it for the whole family; every handle of it is stale then.
@@ -95,36 +163,37 @@ class SimpleQueue(Objects[T]):
 
     def put(self, obj: T) -> None:
         """Append an object, waiting for room."""
-        self._open()
-        self._put_record(self._dumps(obj), None)
+        if self._closed:
+            raise self._shut()
+        record = self._put(obj, None)
+        if record is not None:
+            self._put_record(record, None)
 
     def get(self) -> T:
         """Take the oldest object, waiting for one."""
-        self._open()
-        result: T = self._loads(self._ring.get())
-        return result
+        if self._closed:
+            raise self._shut()
+        return self._get(None)
 
     def _put_now(self, obj: T) -> None:
-        self._open()
+        if self._closed:
+            raise self._shut()
         self._put_record(self._dumps(obj), 0)
 
     def _get_now(self) -> T:
-        self._open()
+        if self._closed:
+            raise self._shut()
         result: T = self._loads(self._ring.get(0))
         return result
 
     def empty(self) -> bool:
         """Return whether there is none; it may be stale at once."""
-        self._open()
+        if self._closed:
+            raise self._shut()
         return not len(self._ring)
 
-    def close(self) -> None:
-        """Say that this process neither puts nor gets any more; for others nothing changes."""
-        self._closed = True
-
-    def _open(self) -> None:
-        if self._closed:
-            raise OSError(f"SimpleQueue {self!r} is closed")
+    def _shut(self) -> OSError:
+        return OSError(f"SimpleQueue {self!r} is closed")
 
 
 class Hands:
@@ -171,6 +240,24 @@ class Hands:
         if self._pid != os.getpid():  # it is the parent's
             self._pid = os.getpid()
             self._taken = deque()
+
+
+def joined(record: bytes | Sequence[bytes | memoryview]) -> bytes:
+    """Return a record in one part."""
+    return record if isinstance(record, bytes) else b"".join(record)
+
+
+def _put_record(
+    ring: Ring, record: bytes | Sequence[bytes | memoryview], timeout: float | None
+) -> None:
+    if isinstance(record, bytes):
+        ring.put(record, timeout)
+        return
+    with ring.claim(sum(map(len, record)), timeout) as view:
+        begin = 0
+        for part in record:
+            view[begin : begin + len(part)] = part
+            begin += len(part)
 
 
 def restored(cls: type[Objects[Any]], state: dict[str, Any]) -> Objects[Any]:

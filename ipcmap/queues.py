@@ -11,17 +11,18 @@ when the consumer dies before that, another gets it (``_core/reference_ring_bloc
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, SupportsIndex, TypeVar
 
 from ipcmap._deadline import Deadline
 from ipcmap.arena import Arena
 from ipcmap.condition import Condition
 from ipcmap.errors import ClosedError, IpcmapError
-from ipcmap.objects import Hands, Objects, ShutDown, restored
+from ipcmap.objects import Hands, Objects, ShutDown, joined, restored
 from ipcmap.pages import byte_count
 
 __all__ = ["JoinableQueue", "Queue"]
@@ -103,11 +104,13 @@ class Queue(Objects[T]):
             ValueError: :meth:`close` was called here, or ``timeout`` is negative.
         """
         if timeout is not None or not block:
-            timeout = _seconds(block, timeout)
+            timeout = seconds(block, timeout)
         if self._closed:
             raise ValueError(f"Queue {self!r} is closed")
         try:
-            self._put_record(self._dumps(obj), timeout)
+            record = self._put(obj, timeout) if self.maxsize <= 0 else self._dumps(obj)
+            if record is not None:
+                self._put_record(record, timeout)
         except ClosedError:
             raise self._shut() from None
         self._used = True
@@ -127,7 +130,7 @@ class Queue(Objects[T]):
             queue.Full: There was no room for all in time; its attribute ``put``, as that
                 of every error raised here, says how many went in.
         """
-        timeout = _seconds(block, timeout)
+        timeout = seconds(block, timeout)
         if self._closed:
             raise ValueError(f"Queue {self!r} is closed")
         deadline, done, batch = Deadline(timeout), 0, list(objects)
@@ -154,9 +157,8 @@ class Queue(Objects[T]):
         if self.maxsize <= 0:
             super()._put_record(record, timeout)
             return
-        data = record if isinstance(record, bytes) else b"".join(record)
         try:
-            self._ring._put_within(self.maxsize, data, Deadline(timeout))
+            self._ring._put_within(self.maxsize, joined(record), Deadline(timeout))
         except queue.Full as error:
             if error.__cause__:  # it was not for want of room
                 raise
@@ -183,12 +185,16 @@ class Queue(Objects[T]):
             ValueError: :meth:`close` was called here, or ``timeout`` is negative.
         """
         if timeout is not None or not block:
-            timeout = _seconds(block, timeout)
+            timeout = seconds(block, timeout)
         if self._closed:
             raise ValueError(f"Queue {self!r} is closed")
         try:
-            record = self._lease(timeout) if self._ack else self._ring.get(timeout)
+            if not self._ack:
+                return self._get(timeout)
+            record = self._lease(timeout)
         except ClosedError:
+            if not self._ring.closed:  # raised by what was to be loaded
+                raise
             raise self._shut() from None
         result: T = self._loads(record)
         return result
@@ -214,7 +220,7 @@ class Queue(Objects[T]):
             ValueError: ``max_objects`` is less than 1; and the rest as :meth:`get`. What the
                 codec raises of one has an attribute ``got``: the others, which are taken too.
         """
-        timeout = _seconds(block, timeout)
+        timeout = seconds(block, timeout)
         if self._closed:
             raise ValueError(f"Queue {self!r} is closed")
         most = sys.maxsize if max_objects is None else byte_count("max_objects", max_objects)
@@ -239,6 +245,18 @@ class Queue(Objects[T]):
             failed.got = objects  # type: ignore[attr-defined]
             raise failed
         return objects
+
+    def _taker(self) -> Callable[[float | None], Any]:
+        if not self._ack:
+            return super()._taker()
+        ring, loads, hands = self._ring, self._loads, self._mine
+        return lambda timeout: loads(ring._take_on_loan(Deadline(timeout), hands))
+
+    def _putter(self) -> Callable[[Any], object]:
+        if self.maxsize <= 0:
+            return super()._putter()
+        ring, dumps, most = self._ring, self._dumps, self.maxsize
+        return lambda obj: ring._put_within(most, joined(dumps(obj)), Deadline(None))
 
     def _lease(self, timeout: float | None) -> bytes:
         return self._ring._take_on_loan(Deadline(timeout), self._mine)
@@ -335,15 +353,10 @@ class Queue(Objects[T]):
         """
         self._ring.close()
         if immediate:
-            try:
+            # Until the end is told: that there is none now may mean that a section is not free.
+            with contextlib.suppress(ClosedError):
                 while True:
-                    self._ring.get_many(None, 0)
-            except (queue.Empty, ClosedError):
-                pass
-
-    def close(self) -> None:
-        """Say that this process neither puts nor gets any more; for others nothing changes."""
-        self._closed = True
+                    self._ring.get_many()
 
     def join_thread(self) -> None:
         """Do nothing: no thread is between :meth:`put` and the queue.
@@ -403,6 +416,15 @@ class JoinableQueue(Queue[T]):
         if immediate:
             self._tell()
 
+    @property
+    def unfinished_tasks(self) -> int:
+        """How many objects were put and are not done with; it may be stale at once.
+
+        Never too few. One that a consumer was killed in the middle of taking may count twice
+        until another has taken it.
+        """
+        return self._ring._unfinished()
+
     def join(self) -> None:
         """Wait until everything that was put was taken, and done with."""
         with self._finished:
@@ -424,7 +446,8 @@ class JoinableQueue(Queue[T]):
         self._finished.destroy()
 
 
-def _seconds(block: bool, timeout: float | None) -> float | None:
+def seconds(block: bool, timeout: float | None) -> float | None:
+    """Return how long to wait, of what put and get are given."""
     if not block:
         return 0
     if timeout is not None and timeout < 0:

@@ -258,6 +258,17 @@ def test_plain_fork_counts_the_lines_of_files(folder: Path) -> None:
     assert len((FOLDER / "plain_fork.py").read_text().splitlines()) <= 40
 
 
+def test_log_from_workers_has_the_last_words_of_the_killed_worker(folder: Path) -> None:
+    """And every other line of each."""
+    finished = run("log_from_workers.py")
+    error, counted = finished.stdout.splitlines()
+
+    assert (finished.returncode, finished.stderr) == (0, "")
+    assert error == "ERROR of worker-0: something is wrong here"
+    assert numbers(counted) == [300, 3, 9, 0, 0]
+    assert os.listdir(folder) == []
+
+
 def test_work_queue_does_the_task_that_the_killed_worker_had_in_hand(folder: Path) -> None:
     """All twenty, and the third at the second try."""
     finished = run("work_queue.py")

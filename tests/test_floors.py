@@ -31,7 +31,12 @@ FLOORS: list[list[set[str]]] = [
         {"native_locks"},
     ],
     [{"loans"}, {"ring_handle"}, {"ring"}, {"native_ring"}],
-    [{"objects"}, {"queues", "connection", "broadcast", "values", "table"}],
+    [
+        {"queue_ends"},
+        {"objects"},
+        {"queues", "connection", "broadcast", "values", "table"},
+        {"reporting_queues"},
+    ],
     [
         {"last_words"},
         {"process"},

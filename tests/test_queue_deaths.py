@@ -102,6 +102,66 @@ def test_a_put_killed_at_any_store_leaves_the_bound_as_it_was(record: str, fork:
                 break
 
 
+@pytest.mark.parametrize("record", [SMALL, LARGE], ids=["small", "large"])
+def test_a_get_killed_at_any_store_gives_its_object_to_another(record: str, fork: Fork) -> None:
+    """It is marked if it had been taken, comes once, and join does not wait for the dead."""
+    for before in (True, False):
+        for store in count(1):
+            tasks: JoinableQueue[str] = JoinableQueue()
+            tasks.put_many([record, "next"])
+
+            def get(
+                tasks: JoinableQueue[str] = tasks, store: int = store, before: bool = before
+            ) -> None:
+                Stores(store, before, die).watch(tasks._ring)
+                tasks.get()
+
+            status = fork(get).wait()
+            tasks._ring._arena.sweep()
+            # A block may be in the ring and in the hand of the dead, and counts as both.
+            assert tasks.qsize() == 2 <= tasks.unfinished_tasks <= 3
+            found = []
+            for _ in range(2):
+                found.append((tasks.get(timeout=5), tasks.redelivered))
+                tasks.task_done()
+            assert found in ([(record, False), ("next", False)], [(record, True), ("next", False)])
+            tasks.join()
+            tasks.destroy()
+            if status == 0:
+                assert found[0] == (record, True)
+                assert store > 1
+                break
+
+
+@pytest.mark.parametrize("record", [SMALL, LARGE], ids=["small", "large"])
+def test_a_task_done_killed_at_any_store_has_done_it_or_not(record: str, fork: Fork) -> None:
+    """If it is not, the object comes again, marked; in any case join ends."""
+    for before in (True, False):
+        for store in count(1):
+            tasks: JoinableQueue[str] = JoinableQueue()
+            tasks.put(record)
+
+            def done(
+                tasks: JoinableQueue[str] = tasks, store: int = store, before: bool = before
+            ) -> None:
+                assert tasks.get() == record
+                Stores(store, before, die).watch(tasks._ring)
+                tasks.task_done()
+
+            status = fork(done).wait()
+            tasks._ring._arena.sweep()
+            assert tasks.qsize() == tasks.unfinished_tasks in (0, 1)
+            if tasks.qsize():
+                assert status == -signal.SIGKILL
+                assert (tasks.get(timeout=5), tasks.redelivered) == (record, True)
+                tasks.task_done()
+            tasks.join()
+            tasks.destroy()
+            if status == 0:
+                assert store > 1
+                break
+
+
 def test_a_put_gives_up_in_time_though_someone_is_stopped(arena: Arena, fork: Fork) -> None:
     """In a section of the ring, which not even the message of queue.Full waits for."""
     objects: Queue[int] = Queue(1, arena=arena)
@@ -128,6 +188,22 @@ def test_a_put_gives_up_in_time_though_someone_is_stopped(arena: Arena, fork: Fo
         stopped.kill()
         producer.join()
         assert len(gave_up) == 1
+
+
+def test_an_immediate_shutdown_waits_for_who_is_stopped(arena: Arena, fork: Fork) -> None:
+    """In a section of the ring: it does not take that for an empty queue."""
+    objects: Queue[int] = Queue(arena=arena)
+    objects.put_many(range(10))
+    section = objects._ring._core._consumers_section
+    stopped = fork(inside, section, Deadline(None), lambda: os.kill(os.getpid(), signal.SIGSTOP))
+    os.waitid(os.P_PID, stopped.pid, os.WSTOPPED | os.WNOWAIT)
+    ending = threading.Thread(target=objects.shutdown, args=[True])
+    ending.start()
+    while not objects.is_shutdown:
+        os.sched_yield()
+    stopped.kill()
+    ending.join()
+    assert objects.qsize() == 0
 
 
 def test_a_storm_of_kills_among_workers_does_every_task(

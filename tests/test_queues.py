@@ -304,6 +304,16 @@ def test_an_immediate_shutdown_takes_away_what_is_left(arena: Arena) -> None:
         objects.get()
 
 
+def test_unfinished_tasks_are_those_put_and_not_done_with(arena: Arena) -> None:
+    """As the attribute of queue.Queue, whoever has them in hand."""
+    tasks: JoinableQueue[int] = JoinableQueue(arena=arena)
+    tasks.put_many([1, 2])
+    tasks.get()
+    assert tasks.unfinished_tasks == 2
+    tasks.task_done()
+    assert tasks.unfinished_tasks == 1
+
+
 def test_shutdown_is_the_standard_exception_where_there_is_one() -> None:
     """Code that catches queue.ShutDown is served."""
     assert getattr(queue, "ShutDown", ShutDown) is ShutDown

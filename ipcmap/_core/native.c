@@ -8,6 +8,7 @@
  *   GuardMethods  what the classes of native locks and semaphores inherit (native_guards.c)
  *   Guard         one of these as one handle has it
  *   bind_guards   says which class that is, and what does the rest
+ *   dump, load    plain objects as records, and back (native_objects.c)
  *   Words         atomic cells (native_atomics.c)
  *   layout        the offsets of native_layout.h, for a test to compare
  *
@@ -18,6 +19,7 @@
 #include "native_cells.h"
 #include "native_core.h"
 #include "native_guards.h"
+#include "native_objects.h"
 
 PyTypeObject *native_core_type;
 
@@ -223,6 +225,10 @@ static PyMethodDef functions[] = {
      PyDoc_STR("Say which class locks have, and what does what their methods leave.")},
     {"slice_guards", native_slice_guards, METH_O,
      PyDoc_STR("Say for how many seconds a lock's waiter sleeps before it looks around.")},
+    {"dump", (PyCFunction)(void (*)(void))native_dump, METH_FASTCALL,
+     PyDoc_STR("Return the record of an object, by the function given if it is not plain.")},
+    {"load", (PyCFunction)(void (*)(void))native_load, METH_FASTCALL,
+     PyDoc_STR("Return the object of a record, by the function given if it is not plain.")},
     {NULL, NULL, 0, NULL},
 };
 

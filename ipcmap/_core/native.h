@@ -9,6 +9,7 @@
  *                      with native_put.c, native_get.c and native_blocks.c
  *   native_monitor.c, native_locks.c, native_semaphores.c   locks and semaphores, with a
  *                      header of their own, and native_guards.c for Python
+ *   native_objects.c   plain objects as records, and back
  *   native.c           the module
  *
  * The protocol is that of reference_ring.py, whose header names the shared fields,

@@ -1,5 +1,6 @@
 /* native_call.c -- arguments, and waiting between attempts; native_call.h says what a call is. */
 #include "native_call.h"
+#include "native_objects.h"
 
 #include <math.h>
 
@@ -171,5 +172,10 @@ verdict_t wait_for_other(PyObject *self, core_t *core, side_t *side, uint64_t *s
      PyDoc_STR("See ipcmap.Ring." #name ".")}
 
 PyMethodDef native_ring_methods[] = {
-    METHOD(put), METHOD(get), METHOD(put_many), METHOD(get_many), {NULL, NULL, 0, NULL},
+    METHOD(put), METHOD(get), METHOD(put_many), METHOD(get_many),
+    {"_put_object", (PyCFunction)(void (*)(void))native_put_object, METH_FASTCALL,
+     PyDoc_STR("Put the record of an object; return one in parts, which is not put.")},
+    {"_get_object", (PyCFunction)(void (*)(void))native_get_object, METH_FASTCALL,
+     PyDoc_STR("Return the object of the oldest record.")},
+    {NULL, NULL, 0, NULL},
 };

@@ -126,6 +126,7 @@ verdict_t get_large(PyObject *self, core_t *, uint64_t pos, uint64_t seen, PyObj
 
 /* native_put.c, native_get.c */
 PyObject *native_put(PyObject *, PyObject *const *, Py_ssize_t, PyObject *);
+PyObject *native_put_bytes(PyObject *, const unsigned char *data, uint64_t length, PyObject *timeout);
 PyObject *native_put_many(PyObject *, PyObject *const *, Py_ssize_t, PyObject *);
 PyObject *native_get(PyObject *, PyObject *const *, Py_ssize_t, PyObject *);
 PyObject *native_get_many(PyObject *, PyObject *const *, Py_ssize_t, PyObject *);

@@ -3,14 +3,76 @@
 
 #include <string.h>
 
+/* Put the bytes of ``record``, or bytes of our own if that is NULL. */
+static PyObject *put_bytes(PyObject *self, core_t *core, const unsigned char *data, uint64_t length,
+                           PyObject *record, int64_t deadline)
+{
+    waiting_t waiting = {.slept = false};
+    attempt_t attempt = {.what = PUT, .data = data, .length = length};
+    if (length > core->ring.inline_limit) {
+        verdict_t verdict = put_large(self, core, data, length, deadline);
+        if (verdict == GO_ON)
+            Py_RETURN_NONE;
+        if (verdict == FAILED)
+            return NULL;
+        goto rest;
+    }
+    if (IPCMAP_LOOK_DIRECTLY && look(&core->ring, ROOM_END) - look(&core->ring, WRITE_POS) < TAKES(length))
+        parking_fall_behind(&core->ring, &core->ring.producers);
+    for (;;) {
+        outcome_t outcome = try_to(core, &attempt);
+        if (LIKELY(outcome == DONE)) {
+            if (!call_listeners(self, &attempt))
+                return NULL;
+            Py_RETURN_NONE;
+        }
+        if (outcome != NOTHING)
+            break;
+        verdict_t verdict =
+            wait_for_other(self, core, &core->ring.producers, &attempt.seen, deadline, &waiting);
+        if (verdict == FAILED)
+            return NULL;
+        if (verdict == GIVE_UP)
+            break;
+    }
+rest:;
+    PyObject *left = timeout_left(deadline), *result = NULL;
+    PyObject *given = record ? Py_NewRef(record) : PyBytes_FromStringAndSize((const char *)data, (Py_ssize_t)length);
+    if (left && given)
+        result = PyObject_CallFunctionObjArgs(native_bound.put, self, given, left, NULL);
+    Py_XDECREF(given);
+    Py_XDECREF(left);
+    return result;
+}
+
+/* Put bytes that are no object. */
+PyObject *native_put_bytes(PyObject *self, const unsigned char *data, uint64_t length, PyObject *timeout)
+{
+    int64_t deadline;
+    PyObject *result = NULL;
+    core_t *core = core_of(self);
+    if (!core)
+        return NULL;
+    if (moment_of(timeout, &deadline) && is_good(core)) {
+        result = put_bytes(self, core, data, length, NULL, deadline);
+    } else {
+        PyObject *record = PyBytes_FromStringAndSize((const char *)data, (Py_ssize_t)length);
+        if (record)
+            result = PyObject_CallFunctionObjArgs(native_bound.put, self, record, timeout, NULL);
+        Py_XDECREF(record);
+    }
+    Py_DECREF(core);
+    return result;
+}
+
 PyObject *native_put(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames)
 {
     static const char *const names[2] = {"data", "timeout"};
     PyObject *values[2] = {NULL, NULL}, *result = NULL;
     Py_buffer view = {.obj = NULL};
+    const unsigned char *data;
+    uint64_t length;
     int64_t deadline;
-    waiting_t waiting = {.slept = false};
-    attempt_t attempt = {.what = PUT};
     core_t *core = core_of(self);
     if (!core)
         return NULL;
@@ -18,8 +80,8 @@ PyObject *native_put(PyObject *self, PyObject *const *args, Py_ssize_t nargs, Py
         !moment_of(values[1], &deadline) || !is_good(core))
         goto reference;
     if (LIKELY(PyBytes_CheckExact(values[0]))) {
-        attempt.data = (const unsigned char *)PyBytes_AsString(values[0]);
-        attempt.length = (uint64_t)PyBytes_Size(values[0]);
+        data = (const unsigned char *)PyBytes_AsString(values[0]);
+        length = (uint64_t)PyBytes_Size(values[0]);
     } else {
         if (PyObject_GetBuffer(values[0], &view, PyBUF_C_CONTIGUOUS | PyBUF_FORMAT)) {
             /* What the reference engine explains; anything else is a signal handler's, or such. */
@@ -31,41 +93,10 @@ PyObject *native_put(PyObject *self, PyObject *const *args, Py_ssize_t nargs, Py
         }
         if (view.format && strchr(view.format, 'O'))
             goto reference; /* perhaps Python objects */
-        attempt.data = view.buf;
-        attempt.length = (uint64_t)view.len;
+        data = view.buf;
+        length = (uint64_t)view.len;
     }
-    if (attempt.length > core->ring.inline_limit) {
-        verdict_t verdict = put_large(self, core, attempt.data, attempt.length, deadline);
-        if (verdict == GO_ON)
-            result = Py_NewRef(Py_None);
-        if (verdict != GIVE_UP)
-            goto done;
-        goto rest;
-    }
-    if (IPCMAP_LOOK_DIRECTLY && look(&core->ring, ROOM_END) - look(&core->ring, WRITE_POS) < TAKES(attempt.length))
-        parking_fall_behind(&core->ring, &core->ring.producers);
-    for (;;) {
-        outcome_t outcome = try_to(core, &attempt);
-        if (LIKELY(outcome == DONE)) {
-            if (call_listeners(self, &attempt))
-                result = Py_NewRef(Py_None);
-            goto done;
-        }
-        if (outcome != NOTHING)
-            break;
-        verdict_t verdict =
-            wait_for_other(self, core, &core->ring.producers, &attempt.seen, deadline, &waiting);
-        if (verdict == FAILED)
-            goto done;
-        if (verdict == GIVE_UP)
-            break;
-    }
-rest:;
-    PyObject *left = timeout_left(deadline);
-    if (left) {
-        result = PyObject_CallFunctionObjArgs(native_bound.put, self, values[0], left, NULL);
-        Py_DECREF(left);
-    }
+    result = put_bytes(self, core, data, length, values[0], deadline);
     goto done;
 reference:
     result = as_called(native_bound.put, self, args, nargs, kwnames);

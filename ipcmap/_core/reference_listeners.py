@@ -190,17 +190,18 @@ class Listeners:
         at = self._bell.listeners
         self._object._words[at] = self._object._words[at] + 1 & WORD_MASK  # W1 listen
 
-    def arm(self, cell: Cell, seen: int) -> bool:
+    def arm(self, cell: Cell, seen: int, deadline: Deadline = _NOW) -> bool:
         """Ask for a byte with the next change; ``False`` = look again now.
 
         Args:
             cell: The block of a listener, whose pipe was drained before.
             seen: What the attempt went by that found nothing.
+            deadline: When to stop waiting for the section.
 
         Raises:
             Stalled: Somebody is stopped in the section.
         """
-        armed: bool = self._inside(self._section, _NOW, self._arm, cell, seen)
+        armed: bool = self._inside(self._section, deadline, self._arm, cell, seen)
         return armed
 
     def _arm(self, cell: Cell, seen: int) -> bool:

@@ -74,6 +74,15 @@ class RingTally(RingProducers):
         puts = self._inside(self._producers_section, deadline, self._puts)
         return min((puts - gets & at.NUMBER_MASK) + out, LARGEST)
 
+    def empty_until(self, deadline: Deadline) -> int:
+        """Return the write_pos up to which there is no record, or a lower one if there are some."""
+        gets, read_pos = self._inside(self._consumers_section, deadline, self._gets)
+        number, write_pos = self._inside(self._producers_section, deadline, self._next)
+        return write_pos if number == gets else read_pos
+
+    def _next(self) -> tuple[int, int]:
+        return self._number_at(at.WRITE_POS), self._words[at.WRITE_POS]
+
     def backlog_records(self) -> int:
         """Return how many records are in it, at a glance: no section is waited for."""
         gets = self._number_at(at.READ_POS)
