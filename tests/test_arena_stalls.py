@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import os
 import queue
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -86,6 +88,27 @@ def test_a_large_put_ends_in_time_and_says_who_is_in_the_way(
     assert blocks(arena) == before
     PUTS[way](ring, 0.2)
     assert ring.get(timeout=0) == LARGE
+
+
+def test_whoever_is_in_the_way_may_have_any_name(arena: Arena, fork: Fork) -> None:
+    """The kernel cuts a thread's name after 15 bytes, in the middle of a letter if need be."""
+    ring = Ring(arena=arena)
+
+    def take_a_name() -> None:
+        ctypes.CDLL(None).prctl(15, b"Stra\xc3\x9fe \xff\xc3")  # PR_SET_NAME
+        inside(
+            arena._open().allocator._section, Deadline(None), os.kill, os.getpid(), signal.SIGSTOP
+        )
+
+    child = fork(take_a_name)
+    os.waitid(os.P_PID, child.pid, os.WSTOPPED | os.WNOWAIT)
+    with pytest.raises(
+        queue.Full, match=f"thread {child.pid} of pid {child.pid}, which is stopped"
+    ):
+        ring.put(LARGE, 0.01)
+    os.kill(child.pid, signal.SIGCONT)
+
+    assert child.wait() == 0
 
 
 def test_records_before_a_large_one_are_put_all_the_same(
