@@ -250,3 +250,42 @@ def test_a_cell_whose_memory_was_given_back_is_free_in_the_end(
     allocator._trim(place.slot)
     assert place.kept() == 0
     assert place.in_use() == 0
+
+
+def test_two_threads_finish_giving_back_at_once(
+    engine: str, fork: Fork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second finds nothing to do any more, whenever the first comes in between."""
+    place = Place(32 << 20, engine=engine)
+    allocator: Any = place.allocator
+    allocator.free(allocator.allocate(GIVE_BACK))
+    allocator._keep = 0
+    stopped = list[Child]()
+
+    def give_back(address: int, nbytes: int, advice: int) -> None:
+        stopped.append(stop_in(allocator._section, fork))
+
+    monkeypatch.setattr(libc, "madvise", give_back)
+    allocator._trim(place.slot)
+    monkeypatch.undo()
+    os.kill(stopped[0].pid, signal.SIGCONT)
+    assert stopped[0].wait() == 0
+
+    usual = allocator._inside
+
+    def interrupted(*arguments: Any, **named: Any) -> Any:
+        if arguments[0] != allocator._exchange:
+            return usual(*arguments, **named)
+        monkeypatch.undo()
+        other = threading.Thread(target=allocator._trim, args=(place.slot,))
+        other.start()
+        other.join()
+        assert place.kept() == 0
+        return usual(*arguments, **named)
+
+    monkeypatch.setattr(allocator, "_inside", interrupted)
+    allocator._trim(place.slot)
+
+    assert allocator._inside == usual, "another thread came in between"
+    assert place.kept() == 0
+    assert place.in_use() == 0
