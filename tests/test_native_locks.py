@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import ctypes
+import functools
+import operator
 import os
 import pickle
 import random
@@ -397,6 +400,53 @@ def test_a_handler_that_uses_what_it_interrupts_by_python_gets_an_error(
     assert free_of(guard) == 1
 
 
+def call_with_a_signal_pending(call: Callable[[], object]) -> None:
+    """Send SIGALRM, and call; its handler does not run in between."""
+    send = functools.partial(ctypes.PyDLL(None)["raise"], signal.SIGALRM)
+    calls: list[Callable[[], object]] = [send, call]
+    collections.deque(map(operator.call, calls), maxlen=0)
+
+
+@pytest.mark.parametrize("method", ["release", "__exit__"])
+def test_a_release_that_has_to_wait_is_done_before_an_exception_comes_out(
+    method: str, guard: Any, fork: Fork, handler: Callable[[Callable[[], object]], None]
+) -> None:
+    """A signal that came while it waited for the section is the first thing that runs then."""
+    assert guard.acquire()
+    child = fork(stop_in_section, guard)
+    os.waitpid(child.pid, os.WUNTRACED)
+
+    def interrupt() -> None:
+        os.kill(child.pid, signal.SIGCONT)
+        child.wait()
+        raise Raised
+
+    handler(interrupt)
+    with pytest.raises(Raised):
+        call_with_a_signal_pending(getattr(guard, method))
+
+    assert child.wait() == 0
+    assert free_of(guard) == 1
+
+
+def test_a_release_that_finds_a_journal_is_done_before_an_exception_comes_out(
+    place: Arena, handler: Callable[[Callable[[], object]], None]
+) -> None:
+    """Somebody was killed with it half changed, which the reference engine repairs."""
+    semaphore = ipcmap.Semaphore(1, arena=place)
+    assert semaphore.acquire()
+    semaphore._core._words[at.JOURNAL] = 1
+
+    def interrupt() -> None:
+        raise Raised
+
+    handler(interrupt)
+    with pytest.raises(Raised):
+        call_with_a_signal_pending(semaphore.release)
+
+    assert free_of(semaphore) == 1
+
+
 # Others
 
 
@@ -442,14 +492,15 @@ def test_a_sleeper_gets_it_though_the_one_that_was_woken_is_killed(taken: Any, f
     assert other.wait() == 0
 
 
+def stop_in_section(guard: Any) -> None:
+    """Be stopped in it."""
+    stops = (os.kill, os.getpid(), signal.SIGSTOP)
+    sections.inside(guard._core._section, ipcmap.guards._FOREVER, *stops)
+
+
 def test_who_is_stopped_in_the_section_keeps_a_timeout_from_nobody(guard: Any, fork: Fork) -> None:
     """Each call ends in time, with nothing taken; the release waits."""
-
-    def hold() -> None:
-        stops = (os.kill, os.getpid(), signal.SIGSTOP)
-        sections.inside(guard._core._section, ipcmap.guards._FOREVER, *stops)
-
-    child = fork(hold)
+    child = fork(stop_in_section, guard)
     os.waitpid(child.pid, os.WUNTRACED)
 
     assert guard.acquire(timeout=0.1) is False
@@ -463,12 +514,7 @@ def test_whoever_waits_for_a_stopped_section_leaves_the_interpreter_to_others(
     guard: Any, fork: Fork
 ) -> None:
     """What it guards looks free meanwhile: to look once more, and again, would hold the GIL."""
-
-    def hold() -> None:
-        stops = (os.kill, os.getpid(), signal.SIGSTOP)
-        sections.inside(guard._core._section, ipcmap.guards._FOREVER, *stops)
-
-    child = fork(hold)
+    child = fork(stop_in_section, guard)
     os.waitpid(child.pid, os.WUNTRACED)
     taken = list[bool]()
     thread = threading.Thread(target=lambda: taken.append(guard.acquire()))
