@@ -23,6 +23,7 @@ from ipcmap import Arena, BusyError, CorruptError, Mapping, NotOwned
 from ipcmap._core import monitor_layout as at
 from ipcmap._core import native
 from ipcmap._core import reference_sections as sections
+from ipcmap._deadline import Deadline
 from ipcmap.guards import Guard
 from ipcmap.native_locks import NativeGuard
 from monitor_harness import (
@@ -490,6 +491,46 @@ def test_a_sleeper_gets_it_though_the_one_that_was_woken_is_killed(taken: Any, f
     victim.kill()
 
     assert other.wait() == 0
+
+
+def test_a_token_of_the_parking_place_is_passed_on_by_who_cannot_look(
+    place: Arena, fork: Fork, endless_slices: None
+) -> None:
+    """Two are asleep, one token lies there for both, and who takes it does not get into the section."""
+    semaphore, gave_up = ipcmap.Semaphore(2, arena=place), Mapping.anonymous(1)
+    assert semaphore.acquire()
+    assert semaphore.acquire()
+
+    def wait() -> None:
+        usual = semaphore._core.acquire
+
+        def acquire(deadline: Deadline) -> bool:
+            gave_up[0] = 1
+            return usual(deadline)
+
+        semaphore._core._family.holder()
+        semaphore._core.acquire = acquire  # type: ignore[method-assign]
+        assert semaphore.acquire()
+
+    children = [fork(wait) for _ in range(2)]
+    wait_for_sleepers(semaphore, 2)
+    for child in children:
+        stop(child, signal.SIGSTOP)
+    semaphore.release()
+    semaphore.release()
+    in_the_way = fork(stop_in_section, semaphore)
+    os.waitpid(in_the_way.pid, os.WUNTRACED)
+    os.kill(children[0].pid, signal.SIGCONT)
+    while not gave_up[0]:
+        os.sched_yield()
+    os.kill(in_the_way.pid, signal.SIGCONT)
+    assert children[0].wait() == 0
+
+    value = ctypes.c_int()
+    library.sem_getvalue(ctypes.c_void_p(semaphore._address + at.PARKING), ctypes.byref(value))
+    assert value.value == 1
+    os.kill(children[1].pid, signal.SIGCONT)
+    assert children[1].wait() == 0
 
 
 def stop_in_section(guard: Any) -> None:
