@@ -344,11 +344,16 @@ def test_with_gives_back_whatever_a_handler_raises(
     assert guard.acquire(timeout=30)
 
 
+@pytest.mark.parametrize("by_reference", [False, True])
 def test_a_handler_that_forks_in_a_wait_makes_two_callers_of_it(
-    taken: Any, handler: Callable[[Callable[[], object]], None], endless_slices: None
+    by_reference: bool,
+    guard: Any,
+    handler: Callable[[Callable[[], object]], None],
+    endless_slices: None,
 ) -> None:
-    """Each is itself: both wait, and each gets it once."""
+    """Each is itself: both wait, and each gets it once; in C, and where C left it to Python."""
     children, main = list[int](), os.getpid()
+    assert guard.acquire()
 
     def double() -> None:
         if not children:
@@ -358,13 +363,15 @@ def test_a_handler_that_forks_in_a_wait_makes_two_callers_of_it(
     waiter = os.fork()
     if waiter == 0:
         try:
-            family = taken._core._family
+            family = guard._core._family
             family.holder()  # with a slot of its own it waits in C
+            if by_reference:
+                leave_to_reference(guard)
             signal.setitimer(signal.ITIMER_REAL, 0.05)
-            assert taken.acquire()
-            holders = [holding.holder for holding in taken._core.holdings()]
+            assert guard.acquire()
+            holders = [holding.holder for holding in guard._core.holdings()]
             assert holders in ([], [family.holder()])  # nobody is known where tokens travel
-            taken.release()
+            guard.release()
             code = 0
             if children[0]:
                 code = os.waitstatus_to_exitcode(os.waitpid(children[0], 0)[1])
@@ -372,12 +379,12 @@ def test_a_handler_that_forks_in_a_wait_makes_two_callers_of_it(
         except BaseException:
             os._exit(1)
     assert os.getpid() == main
-    wait_for_sleepers(taken, 2)
-    taken.release()
+    wait_for_sleepers(guard, 2)
+    guard.release()
 
     assert os.waitstatus_to_exitcode(os.waitpid(waiter, 0)[1]) == 0
-    assert free_of(taken) == 1
-    assert sleepers(taken) == 0
+    assert free_of(guard) == 1
+    assert sleepers(guard) == 0
 
 
 def test_a_handler_that_uses_what_it_interrupts_by_python_gets_an_error(
