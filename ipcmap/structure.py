@@ -53,6 +53,8 @@ class Structure:
     _tag: int  # what it is while the handle is good, owned by the family
 
     def __new__(cls, *_: Any, arena: Arena | None = None, **__: Any) -> Self:
+        if all(public is not cls for public, _engine in cls._accelerated):
+            return object.__new__(cls)  # which may find its arena in another argument
         return cls._blank(arena or default_arena())
 
     @classmethod

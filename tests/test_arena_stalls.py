@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import os
 import queue
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -86,6 +88,27 @@ def test_a_large_put_ends_in_time_and_says_who_is_in_the_way(
     assert blocks(arena) == before
     PUTS[way](ring, 0.2)
     assert ring.get(timeout=0) == LARGE
+
+
+def test_whoever_is_in_the_way_may_have_any_name(arena: Arena, fork: Fork) -> None:
+    """The kernel cuts a thread's name after 15 bytes, in the middle of a letter if need be."""
+    ring = Ring(arena=arena)
+
+    def take_a_name() -> None:
+        ctypes.CDLL(None).prctl(15, b"Stra\xc3\x9fe \xff\xc3")  # PR_SET_NAME
+        inside(
+            arena._open().allocator._section, Deadline(None), os.kill, os.getpid(), signal.SIGSTOP
+        )
+
+    child = fork(take_a_name)
+    os.waitid(os.P_PID, child.pid, os.WSTOPPED | os.WNOWAIT)
+    with pytest.raises(
+        queue.Full, match=f"thread {child.pid} of pid {child.pid}, which is stopped"
+    ):
+        ring.put(LARGE, 0.01)
+    os.kill(child.pid, signal.SIGCONT)
+
+    assert child.wait() == 0
 
 
 def test_records_before_a_large_one_are_put_all_the_same(
@@ -225,5 +248,44 @@ def test_a_cell_whose_memory_was_given_back_is_free_in_the_end(
 
     assert fork(child).wait() == 0
     allocator._trim(place.slot)
+    assert place.kept() == 0
+    assert place.in_use() == 0
+
+
+def test_two_threads_finish_giving_back_at_once(
+    engine: str, fork: Fork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second finds nothing to do any more, whenever the first comes in between."""
+    place = Place(32 << 20, engine=engine)
+    allocator: Any = place.allocator
+    allocator.free(allocator.allocate(GIVE_BACK))
+    allocator._keep = 0
+    stopped = list[Child]()
+
+    def give_back(address: int, nbytes: int, advice: int) -> None:
+        stopped.append(stop_in(allocator._section, fork))
+
+    monkeypatch.setattr(libc, "madvise", give_back)
+    allocator._trim(place.slot)
+    monkeypatch.undo()
+    os.kill(stopped[0].pid, signal.SIGCONT)
+    assert stopped[0].wait() == 0
+
+    usual = allocator._inside
+
+    def interrupted(*arguments: Any, **named: Any) -> Any:
+        if arguments[0] != allocator._exchange:
+            return usual(*arguments, **named)
+        monkeypatch.undo()
+        other = threading.Thread(target=allocator._trim, args=(place.slot,))
+        other.start()
+        other.join()
+        assert place.kept() == 0
+        return usual(*arguments, **named)
+
+    monkeypatch.setattr(allocator, "_inside", interrupted)
+    allocator._trim(place.slot)
+
+    assert allocator._inside == usual, "another thread came in between"
     assert place.kept() == 0
     assert place.in_use() == 0

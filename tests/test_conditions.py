@@ -11,6 +11,7 @@ from types import FrameType
 
 import pytest
 
+import ipcmap
 from children import Child, Fork
 from ipcmap import Arena, Condition, FamilyFull, Lock, Mapping, NotOwned, RLock, StaleHandle
 from ipcmap._core import reference_parking as parking
@@ -73,6 +74,17 @@ def test_who_comes_after_a_notify_does_not_have_it(arena: Arena, fork: Fork) -> 
             assert not condition.wait(0.05)
 
     assert [child.wait() for child in children] == [0, 0, 0]
+
+
+def test_it_needs_no_other_arena_than_its_locks(
+    arena: Arena, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No default arena is mapped for it, for which there may be no room."""
+    monkeypatch.setattr(ipcmap.arena, "_default", None)
+    condition = Condition(Lock(arena=arena))
+
+    assert ipcmap.arena._default is None
+    assert condition._arena is arena
 
 
 @pytest.mark.parametrize("kind", [Lock, RLock])

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import ctypes
+import functools
+import operator
 import os
 import pickle
 import random
@@ -20,6 +23,7 @@ from ipcmap import Arena, BusyError, CorruptError, Mapping, NotOwned
 from ipcmap._core import monitor_layout as at
 from ipcmap._core import native
 from ipcmap._core import reference_sections as sections
+from ipcmap._deadline import Deadline
 from ipcmap.guards import Guard
 from ipcmap.native_locks import NativeGuard
 from monitor_harness import (
@@ -340,11 +344,16 @@ def test_with_gives_back_whatever_a_handler_raises(
     assert guard.acquire(timeout=30)
 
 
+@pytest.mark.parametrize("by_reference", [False, True])
 def test_a_handler_that_forks_in_a_wait_makes_two_callers_of_it(
-    taken: Any, handler: Callable[[Callable[[], object]], None], endless_slices: None
+    by_reference: bool,
+    guard: Any,
+    handler: Callable[[Callable[[], object]], None],
+    endless_slices: None,
 ) -> None:
-    """Each is itself: both wait, and each gets it once."""
+    """Each is itself: both wait, and each gets it once; in C, and where C left it to Python."""
     children, main = list[int](), os.getpid()
+    assert guard.acquire()
 
     def double() -> None:
         if not children:
@@ -354,13 +363,15 @@ def test_a_handler_that_forks_in_a_wait_makes_two_callers_of_it(
     waiter = os.fork()
     if waiter == 0:
         try:
-            family = taken._core._family
+            family = guard._core._family
             family.holder()  # with a slot of its own it waits in C
+            if by_reference:
+                leave_to_reference(guard)
             signal.setitimer(signal.ITIMER_REAL, 0.05)
-            assert taken.acquire()
-            holders = [holding.holder for holding in taken._core.holdings()]
+            assert guard.acquire()
+            holders = [holding.holder for holding in guard._core.holdings()]
             assert holders in ([], [family.holder()])  # nobody is known where tokens travel
-            taken.release()
+            guard.release()
             code = 0
             if children[0]:
                 code = os.waitstatus_to_exitcode(os.waitpid(children[0], 0)[1])
@@ -368,12 +379,12 @@ def test_a_handler_that_forks_in_a_wait_makes_two_callers_of_it(
         except BaseException:
             os._exit(1)
     assert os.getpid() == main
-    wait_for_sleepers(taken, 2)
-    taken.release()
+    wait_for_sleepers(guard, 2)
+    guard.release()
 
     assert os.waitstatus_to_exitcode(os.waitpid(waiter, 0)[1]) == 0
-    assert free_of(taken) == 1
-    assert sleepers(taken) == 0
+    assert free_of(guard) == 1
+    assert sleepers(guard) == 0
 
 
 def test_a_handler_that_uses_what_it_interrupts_by_python_gets_an_error(
@@ -395,6 +406,53 @@ def test_a_handler_that_uses_what_it_interrupts_by_python_gets_an_error(
 
     assert refused == [True, True]
     assert free_of(guard) == 1
+
+
+def call_with_a_signal_pending(call: Callable[[], object]) -> None:
+    """Send SIGALRM, and call; its handler does not run in between."""
+    send = functools.partial(ctypes.PyDLL(None)["raise"], signal.SIGALRM)
+    calls: list[Callable[[], object]] = [send, call]
+    collections.deque(map(operator.call, calls), maxlen=0)
+
+
+@pytest.mark.parametrize("method", ["release", "__exit__"])
+def test_a_release_that_has_to_wait_is_done_before_an_exception_comes_out(
+    method: str, guard: Any, fork: Fork, handler: Callable[[Callable[[], object]], None]
+) -> None:
+    """A signal that came while it waited for the section is the first thing that runs then."""
+    assert guard.acquire()
+    child = fork(stop_in_section, guard)
+    os.waitpid(child.pid, os.WUNTRACED)
+
+    def interrupt() -> None:
+        os.kill(child.pid, signal.SIGCONT)
+        child.wait()
+        raise Raised
+
+    handler(interrupt)
+    with pytest.raises(Raised):
+        call_with_a_signal_pending(getattr(guard, method))
+
+    assert child.wait() == 0
+    assert free_of(guard) == 1
+
+
+def test_a_release_that_finds_a_journal_is_done_before_an_exception_comes_out(
+    place: Arena, handler: Callable[[Callable[[], object]], None]
+) -> None:
+    """Somebody was killed with it half changed, which the reference engine repairs."""
+    semaphore = ipcmap.Semaphore(1, arena=place)
+    assert semaphore.acquire()
+    semaphore._core._words[at.JOURNAL] = 1
+
+    def interrupt() -> None:
+        raise Raised
+
+    handler(interrupt)
+    with pytest.raises(Raised):
+        call_with_a_signal_pending(semaphore.release)
+
+    assert free_of(semaphore) == 1
 
 
 # Others
@@ -442,14 +500,55 @@ def test_a_sleeper_gets_it_though_the_one_that_was_woken_is_killed(taken: Any, f
     assert other.wait() == 0
 
 
+def test_a_token_of_the_parking_place_is_passed_on_by_who_cannot_look(
+    place: Arena, fork: Fork, endless_slices: None
+) -> None:
+    """Two are asleep, one token lies there for both, and who takes it does not get into the section."""
+    semaphore, gave_up = ipcmap.Semaphore(2, arena=place), Mapping.anonymous(1)
+    assert semaphore.acquire()
+    assert semaphore.acquire()
+
+    def wait() -> None:
+        usual = semaphore._core.acquire
+
+        def acquire(deadline: Deadline) -> bool:
+            gave_up[0] = 1
+            return usual(deadline)
+
+        semaphore._core._family.holder()
+        semaphore._core.acquire = acquire  # type: ignore[method-assign]
+        assert semaphore.acquire()
+
+    children = [fork(wait) for _ in range(2)]
+    wait_for_sleepers(semaphore, 2)
+    for child in children:
+        stop(child, signal.SIGSTOP)
+    semaphore.release()
+    semaphore.release()
+    in_the_way = fork(stop_in_section, semaphore)
+    os.waitpid(in_the_way.pid, os.WUNTRACED)
+    os.kill(children[0].pid, signal.SIGCONT)
+    while not gave_up[0]:
+        os.sched_yield()
+    os.kill(in_the_way.pid, signal.SIGCONT)
+    assert children[0].wait() == 0
+
+    value = ctypes.c_int()
+    library.sem_getvalue(ctypes.c_void_p(semaphore._address + at.PARKING), ctypes.byref(value))
+    assert value.value == 1
+    os.kill(children[1].pid, signal.SIGCONT)
+    assert children[1].wait() == 0
+
+
+def stop_in_section(guard: Any) -> None:
+    """Be stopped in it."""
+    stops = (os.kill, os.getpid(), signal.SIGSTOP)
+    sections.inside(guard._core._section, ipcmap.guards._FOREVER, *stops)
+
+
 def test_who_is_stopped_in_the_section_keeps_a_timeout_from_nobody(guard: Any, fork: Fork) -> None:
     """Each call ends in time, with nothing taken; the release waits."""
-
-    def hold() -> None:
-        stops = (os.kill, os.getpid(), signal.SIGSTOP)
-        sections.inside(guard._core._section, ipcmap.guards._FOREVER, *stops)
-
-    child = fork(hold)
+    child = fork(stop_in_section, guard)
     os.waitpid(child.pid, os.WUNTRACED)
 
     assert guard.acquire(timeout=0.1) is False
@@ -463,12 +562,7 @@ def test_whoever_waits_for_a_stopped_section_leaves_the_interpreter_to_others(
     guard: Any, fork: Fork
 ) -> None:
     """What it guards looks free meanwhile: to look once more, and again, would hold the GIL."""
-
-    def hold() -> None:
-        stops = (os.kill, os.getpid(), signal.SIGSTOP)
-        sections.inside(guard._core._section, ipcmap.guards._FOREVER, *stops)
-
-    child = fork(hold)
+    child = fork(stop_in_section, guard)
     os.waitpid(child.pid, os.WUNTRACED)
     taken = list[bool]()
     thread = threading.Thread(target=lambda: taken.append(guard.acquire()))

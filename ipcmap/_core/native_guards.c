@@ -13,9 +13,10 @@
  * its own, with a mark of the process that asked: another such page has this one's mark.
  *
  * Signal handlers run between attempts, and once more after the last one: what a handler
- * raises then comes out of an acquire that has given back what it took. There is no moment
- * in a release at which one runs. (As with all functions in C, one may run right after
- * the return, before a caller can note what was returned; `with` leaves no such moment.) */
+ * raises then comes out of an acquire that has given back what it took. In a release one
+ * runs only before the reference engine is asked, and what it raises comes out of a release
+ * that is done. (As with all functions in C, one may run right after the return, before a
+ * caller can note what was returned; `with` leaves no such moment.) */
 #include "native_call.h"
 #include "native_guards.h"
 #include "native_monitor.h"
@@ -119,21 +120,6 @@ static outcome_t release_once(guard_t *guard)
     return outcome;
 }
 
-static PyObject *guard_release(PyObject *self, PyObject *ignored)
-{
-    guard_t *guard = guard_of(self);
-    bool done = guard && is_current(guard) && release_once(guard) == DONE;
-    (void)ignored;
-    Py_XDECREF((PyObject *)guard);
-    return LIKELY(done) ? Py_NewRef(Py_None) : PyObject_CallFunctionObjArgs(bound.release, self, NULL);
-}
-
-static PyObject *guard_exit(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
-{
-    (void)args, (void)nargs;
-    return guard_release(self, NULL);
-}
-
 /* Give back what was taken, as a handler has raised: its exception stays. */
 static void give_back(PyObject *self, guard_t *guard)
 {
@@ -142,6 +128,31 @@ static void give_back(PyObject *self, guard_t *guard)
     if (release_once(guard) != DONE)
         Py_XDECREF(PyObject_CallFunctionObjArgs(bound.release, self, NULL));
     PyErr_Restore(type, value, traceback);
+}
+
+static PyObject *guard_release(PyObject *self, PyObject *ignored)
+{
+    guard_t *guard = guard_of(self);
+    PyObject *result = NULL;
+    (void)ignored;
+    if (LIKELY(guard && is_current(guard))) {
+        if (LIKELY(release_once(guard) == DONE))
+            result = Py_NewRef(Py_None);
+        else if (PyErr_CheckSignals()) /* else it would be the first to run there, and nothing be done */
+            give_back(self, guard);
+        else
+            result = PyObject_CallFunctionObjArgs(bound.release, self, NULL);
+    } else {
+        result = PyObject_CallFunctionObjArgs(bound.release, self, NULL);
+    }
+    Py_XDECREF((PyObject *)guard);
+    return result;
+}
+
+static PyObject *guard_exit(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
+{
+    (void)args, (void)nargs;
+    return guard_release(self, NULL);
 }
 
 /* Acquire */

@@ -109,8 +109,11 @@ outcome_t monitor_sleep(monitor_t *monitor, holder_t me, int64_t nanoseconds, bo
         return outcome;
     STEP("P3 sleep", *woken = !native_sem_wait(monitor->shm_parking, nanoseconds));
     outcome = enter_soon(monitor, PATIENCE);
-    if (outcome != DONE)
+    if (outcome != DONE) {
+        if (*woken)
+            parking_wake(monitor->shm_parking); /* for another: it may not have been our turn alone */
         return outcome;
+    }
     outcome = take(monitor, me);
     sleepers = monitor_word(monitor, M_SLEEPERS);
     sleepers = sleepers ? sleepers - 1 : 0;

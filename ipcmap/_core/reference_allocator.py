@@ -240,13 +240,12 @@ class Allocator(Cells):
 
     def _finish_giving_back(self) -> None:
         """Make the cells cold that this process had given back when somebody was in the way."""
-        while self._unfinished:
-            maker, size_class, index, retired, cold = self._unfinished[-1]
+        for unfinished in tuple(self._unfinished):
+            maker, *change = unfinished
             if maker == os.getpid():
-                change = (self._exchange, size_class, index, retired, cold)
-                self._inside(*change, deadline=_SOON)  # A2 free
-            with contextlib.suppress(IndexError):  # another thread was faster
-                self._unfinished.remove((maker, size_class, index, retired, cold))
+                self._inside(self._exchange, *change, deadline=_SOON)  # A2 free
+            with contextlib.suppress(ValueError):  # another thread was faster
+                self._unfinished.remove(unfinished)
 
     def _trim_classes(self, owner: int, deadline: Deadline) -> None:
         for size_class in reversed(self.layout.classes):

@@ -42,6 +42,10 @@ after M1 and M2, and between two stores the interpreter runs no handler. Not cov
 second exception meanwhile, and a handler that raises in a release before its first line.
 Then it is held still.
 
+A handler that forks in a wait makes two callers of it. Each attempt looks, in the section,
+whether its process is the one that began: the child begins anew, as itself, and the
+sleeper that is counted is its parent.
+
 Promised: exclusion, and that nobody sleeps through a slice while there is something
 to take. Not promised: an order. Whoever comes first takes it, waiting or not. Strict
 order was rejected: each hand-over would wait for a sleeper to wake up, and for a dead
@@ -83,12 +87,16 @@ _FOREVER = Deadline(None)
 
 REFUSED = -1  # give(): nothing is to be given back
 
-Note = list[int]  # of one call: whether M1 or M2 was stored, and whether it is a sleeper
+Note = list[int]  # of one call: whether M1 or M2 was stored, and as which process it is a sleeper
 DONE, SLEEPS = 0, 1
 
 
 class Damaged(Exception):
     """Shared bookkeeping is not what any process of the family can have left."""
+
+
+class _Forked(Exception):
+    """This process is the child of the one that began the call."""
 
 
 class Holders(Protocol):
@@ -151,22 +159,30 @@ class Monitor:
 
     def acquire(self, deadline: Deadline) -> bool:
         """Take it, waiting until it is there; ``False`` = not before the deadline."""
-        me = self._family.holder()
-        note = [0, 0]
-        try:
-            if inside(self._section, deadline, self._take, me, note):
-                return True
-            if deadline.remaining():
-                return self._wait(me, note, deadline)
-            return self.settle(deadline, me) and inside(
-                self._section, deadline, self._take, me, note
-            )
-        except Stalled:
-            return False
-        except BaseException:
-            if note[DONE]:
-                self._finish_giving([0, 0])
-            raise
+        while True:
+            me = self._family.holder()
+            note = [0, 0]
+            try:
+                taken = self._acquire(me, note, deadline)
+                if self._is_still(me):
+                    return taken
+            except _Forked:
+                pass
+            except Stalled:
+                return False
+            except BaseException:
+                if note[DONE] and self._is_still(me):
+                    self._finish_giving([0, 0])
+                raise
+
+    def _acquire(self, me: int, note: Note, deadline: Deadline) -> bool:
+        if inside(self._section, deadline, self._attempt, me, note):
+            return True
+        if deadline.remaining():
+            return self._wait(me, note, deadline)
+        return self.settle(deadline, me) and inside(
+            self._section, deadline, self._attempt, me, note
+        )
 
     def release(self) -> bool:
         """Give it back, and wake who waits for it; ``False`` = there is nothing to give back."""
@@ -200,6 +216,15 @@ class Monitor:
             parking.wake(self._parking)
         return settled
 
+    def _is_still(self, me: int) -> bool:
+        return self._family.known_holder() == me
+
+    def _attempt(self, me: int, note: Note) -> bool:
+        """Take it, in the section, if this is still the process that began."""
+        if not self._is_still(me):
+            raise _Forked
+        return self._take(me, note)
+
     def _finish_giving(self, note: Note) -> None:
         """Give it back if that is not done, and wake somebody in any case."""
         if not note[DONE]:
@@ -213,7 +238,7 @@ class Monitor:
     # The wait
 
     def _wait(self, me: int, note: Note, deadline: Deadline) -> bool:
-        if self._spin(deadline) and inside(self._section, deadline, self._take, me, note):
+        if self._spin(deadline) and inside(self._section, deadline, self._attempt, me, note):
             return True
         longest = FIRST_SLICE
         stall = Stall()
@@ -239,11 +264,11 @@ class Monitor:
     def _visit(self, me: int, note: Note) -> bool:
         """Take it or be a sleeper, in the section."""
         words = self._words
-        if self._take(me, note):
+        if self._attempt(me, note):
             return True
         if not note[SLEEPS]:
             words[at.SLEEPERS] = min(words[at.SLEEPERS], at.MAX_VALUE) + 1
-            note[SLEEPS] = 1
+            note[SLEEPS] = me
         return False
 
     def _leave(self, note: Note) -> None:
@@ -252,7 +277,8 @@ class Monitor:
             inside(self._section, Deadline(0), self._unannounce, note)
 
     def _unannounce(self, note: Note) -> None:
-        self._words[at.SLEEPERS] = max(1, self._words[at.SLEEPERS]) - 1
+        if self._is_still(note[SLEEPS]):
+            self._words[at.SLEEPERS] = max(1, self._words[at.SLEEPERS]) - 1
         note[SLEEPS] = 0
 
     def _spin(self, deadline: Deadline) -> bool:

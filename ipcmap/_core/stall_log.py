@@ -93,11 +93,11 @@ def blame(stalled: sections.Stalled) -> str:
 
 def _process_of(thread: int) -> int:
     try:
-        with open(f"/proc/{thread}/status") as file:
-            lines = dict(line.split(":", 1) for line in file if ":" in line)
+        with open(f"/proc/{thread}/status", "rb") as file:  # a name is any bytes
+            lines = dict(line.split(b":", 1) for line in file if b":" in line)
     except OSError:
         return thread
-    return int(lines.get("Tgid", thread))
+    return int(lines.get(b"Tgid", thread))
 
 
 def _describe(holding: Holding, pids: Pids) -> str:
