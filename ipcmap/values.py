@@ -220,8 +220,8 @@ def synchronized(obj: CObject, lock: Any = None) -> Any:
     """Return a ctypes object with a lock around every access.
 
     Args:
-        obj: What :func:`RawValue`, :func:`RawArray` or :func:`copy` returned.
-        lock: ``None`` = an :class:`RLock` of its own.
+        obj: What :func:`ipcmap.RawValue`, :func:`ipcmap.RawArray` or :func:`copy` returned.
+        lock: ``None`` = an :class:`ipcmap.RLock` of its own.
 
     Raises:
         TypeError: It has a lock already.
@@ -299,13 +299,13 @@ class SynchronizedBase:
 
 
 class Synchronized(SynchronizedBase):
-    """A number or character and its lock: what :func:`Value` returns."""
+    """A number or character and its lock: what :func:`ipcmap.Value` returns."""
 
     value = _guarded("value")
 
 
 class SynchronizedArray(SynchronizedBase):
-    """An array and its lock: what :func:`Array` returns."""
+    """An array and its lock: what :func:`ipcmap.Array` returns."""
 
     def __len__(self) -> int:
         return len(self._obj)
@@ -320,7 +320,7 @@ class SynchronizedArray(SynchronizedBase):
 
 
 class SynchronizedString(SynchronizedArray):
-    """An array of characters and its lock: what :func:`Array` returns for ``"c"``."""
+    """An array of characters and its lock: what :func:`ipcmap.Array` returns for ``"c"``."""
 
     value = _guarded("value")
     raw = _guarded("raw")

@@ -31,7 +31,10 @@ FLOORS: list[list[set[str]]] = [
         {"native_locks"},
     ],
     [{"loans"}, {"ring_handle"}, {"ring"}, {"native_ring"}],
-    [{"objects"}, {"queues", "connection", "broadcast", "values", "table"}],
+    [
+        {"objects", "ended_pipes", "connection_handle"},
+        {"queues", "connection", "broadcast", "values", "table"},
+    ],
     [
         {"last_words"},
         {"process"},
