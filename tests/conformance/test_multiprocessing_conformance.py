@@ -30,10 +30,7 @@ TYPED = [
     "PicklingConnections",
     "SharedCTypes",
     "PoolWorkerErrors",
-    "Listener",
-    "PollEintr",
     "SubclassingProcess",
-    "ListenerClient",
 ]
 SLOW_TYPED = [
     "Process",
@@ -47,6 +44,9 @@ SLOW_TYPED = [
     "SharedMemory",
     "Finalize",
     "Logging",
+    "Listener",
+    "ListenerClient",
+    "PollEintr",
 ]
 QUICK = [f"WithProcessesTest{name}" for name in TYPED]
 QUICK += ["TestSimpleQueue", "TestInitializers", "TestPoolNotLeakOnFailure"]
