@@ -14,7 +14,6 @@ import socket
 from collections import ChainMap
 from multiprocessing import reduction
 from multiprocessing.context import BufferTooShort
-from types import TracebackType
 from typing import Any, Self
 
 from ipcmap._deadline import Deadline
@@ -271,12 +270,7 @@ class Connection(ConnectionHandle):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def __del__(self) -> None:

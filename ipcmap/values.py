@@ -15,7 +15,6 @@ from __future__ import annotations
 import ctypes
 import weakref
 from collections.abc import Sequence
-from types import TracebackType
 from typing import Any, TypeAlias
 
 from ipcmap._core.atomics import NBYTES, atomic_words, initialise
@@ -275,13 +274,8 @@ class SynchronizedBase:
     def __enter__(self) -> Any:
         return self._lock.__enter__()
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> Any:
-        return self._lock.__exit__(kind, error, traceback)
+    def __exit__(self, *error: Any) -> Any:
+        return self._lock.__exit__(*error)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return synchronized, (self._obj, self._lock)
