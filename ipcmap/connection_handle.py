@@ -252,9 +252,10 @@ class ConnectionHandle:
         return None
 
     def _has_left(self, ring: Ring) -> bool:
-        """Return whether the ring has a record, and not padding alone."""
+        """Return whether the ring has a record, and not padding alone; or one that came back."""
         core = ring._core
-        return core._words[READ_POS] != core._words[WRITE_POS] and core.backlog_records() > 0
+        moved = core._words[READ_POS] != core._words[WRITE_POS]
+        return (moved and core.backlog_records() > 0) or core.count_returned() > 0
 
     def _set_mode(self, ring: Ring, mode: int) -> None:
         """Have senders send packets from here on, if they do not yet."""

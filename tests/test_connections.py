@@ -27,6 +27,7 @@ from children import Fork
 from families import Stores, _Watched, kill_oneself
 from ipcmap import Arena, Connection, Pipe, Process, Semaphore, ended_pipes
 from ipcmap._core import ring_layout
+from ipcmap._core.reference_cells import Cell
 
 pytestmark = pytest.mark.usefixtures("ring_type")  # on both engines
 
@@ -382,6 +383,23 @@ def test_what_was_sent_before_the_descriptor_was_asked_for_is_told(ends: Ends) -
     first.send(4)
     assert readable(second)
     assert second.recv() == 4
+
+
+def test_a_message_that_there_was_no_memory_for_comes_again(ends: Ends) -> None:
+    """Also where messages go through the kernel since."""
+    first, second = ends
+    first.send_bytes(bytes(100_000))
+    assert readable(second)
+    assert second._in
+    core = second._in._core
+    taken = core.get(pos=core._words[ring_layout.WRITE_POS])
+    assert isinstance(taken, Cell)
+    core.return_taken(taken)
+    assert readable(second)
+    assert second.poll()
+    assert second.recv_bytes() == bytes(100_000)
+    assert not readable(second)
+    assert not second.poll()
 
 
 def test_an_event_loop_waits_for_it(ends: Ends) -> None:
