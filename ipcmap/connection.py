@@ -57,7 +57,7 @@ def Pipe(duplex: bool = True, *, arena: Arena | None = None) -> tuple[Connection
     made.free_ended()
     rings = [Ring(_CAPACITY, arena=arena) for _ in range(1 + duplex)]
     sockets = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    made.add({os.fstat(one.fileno()).st_ino for one in sockets}, [ring._key for ring in rings])
+    made.add({os.fstat(one.fileno()).st_ino for one in sockets}, rings)
     first, second = (one.detach() for one in sockets)
     if duplex:
         return Connection(first, rings[0], rings[1]), Connection(second, rings[1], rings[0])

@@ -18,7 +18,6 @@ import time
 from typing import NamedTuple
 
 from ipcmap.errors import IpcmapError
-from ipcmap.listener import Key
 from ipcmap.ring import Ring
 
 __all__ = ["EndedPipes", "made"]
@@ -27,7 +26,7 @@ __all__ = ["EndedPipes", "made"]
 class _Known(NamedTuple):
     inodes: set[int]  # of its two sockets
     namespace: int  # the network's, in which they are listed
-    rings: list[Key]
+    rings: list[tuple[int, int, int]]  # arena, offset and generation
     gone_since: float | None
 
 
@@ -42,10 +41,12 @@ class EndedPipes:
         self._look_at = self._EVERY
         self._lock = threading.Lock()
 
-    def add(self, inodes: set[int], rings: list[Key]) -> None:
+    def add(self, inodes: set[int], rings: list[Ring]) -> None:
         """Remember one."""
+        # Not the handles: what is never shared is to be freed with them.
+        keys = [(ring._arena._id, ring._cell.offset, ring._cell.generation) for ring in rings]
         with contextlib.suppress(OSError):
-            self._known.append(_Known(inodes, network(), rings, None))
+            self._known.append(_Known(inodes, network(), keys, None))
 
     def free_ended(self) -> None:
         """Free the rings of those that nobody has, if there are many by now."""
