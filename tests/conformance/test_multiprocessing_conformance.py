@@ -20,6 +20,7 @@ PROGRAM = Path(__file__).parent / "multiprocessing_program.py"
 LIMIT = 150  # seconds for a class
 
 TYPED = [
+    "Queue",
     "Lock",
     "Semaphore",
     "Event",
@@ -28,12 +29,11 @@ TYPED = [
     "Connection",
     "PicklingConnections",
     "SharedCTypes",
+    "PoolWorkerErrors",
     "SubclassingProcess",
 ]
 SLOW_TYPED = [
     "Process",
-    "Queue",
-    "PoolWorkerErrors",
     "Condition",
     "Barrier",
     "Pool",
@@ -49,8 +49,8 @@ SLOW_TYPED = [
     "PollEintr",
 ]
 QUICK = [f"WithProcessesTest{name}" for name in TYPED]
-SLOW = [f"WithProcessesTest{name}" for name in SLOW_TYPED]
-SLOW += ["TestWait", "TestSimpleQueue", "TestInitializers", "TestPoolNotLeakOnFailure"]
+QUICK += ["TestSimpleQueue", "TestInitializers", "TestPoolNotLeakOnFailure"]
+SLOW = [*(f"WithProcessesTest{name}" for name in SLOW_TYPED), "TestWait"]
 CLASSES = [*QUICK, *(pytest.param(name, marks=pytest.mark.conformance) for name in SLOW)]
 
 
