@@ -32,16 +32,23 @@ napoleon_numpy_docstring = False
 
 # Types of the standard library. Their links would need its inventory, and so the network.
 nitpick_ignore = [
+    ("py:class", "Callable"),
+    ("py:class", "Iterable"),
+    ("py:class", "Logger"),
     ("py:class", "ReadableBuffer"),
+    ("py:class", "SyncManager"),
     ("py:class", "collections.abc.Callable"),
     ("py:class", "collections.abc.Iterable"),
     ("py:class", "collections.abc.Sequence"),
     ("py:class", "ipcmap.condition.Result"),  # type variables
     ("py:class", "ipcmap.objects.T"),
     ("py:class", "ipcmap.queues.T"),
+    ("py:class", "multiprocessing.process.BaseProcess"),
     ("py:class", "os.PathLike"),
+    ("py:class", "pool.Pool"),
     ("py:class", "types.TracebackType"),
     ("py:exc", "BrokenBarrierError"),
+    ("py:exc", "multiprocessing.BufferTooShort"),
     ("py:exc", "queue.Empty"),
     ("py:exc", "queue.Full"),
 ]

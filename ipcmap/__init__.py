@@ -16,8 +16,10 @@ if sys.platform != "linux" or sys.maxsize < 2**63 - 1:
 from ipcmap._core import backend, engines
 from ipcmap.arena import Arena, ArenaStatistics, ClassStatistics, default_arena
 from ipcmap.block import Block
+from ipcmap.connection import Connection, Pipe
 from ipcmap.context import (
     Manager,
+    Pool,
     active_children,
     cpu_count,
     current_process,
@@ -89,6 +91,7 @@ __all__ = [
     "ClassStatistics",
     "ClosedError",
     "Condition",
+    "Connection",
     "CorruptError",
     "Counter",
     "Event",
@@ -104,6 +107,8 @@ __all__ = [
     "Mapping",
     "NotInherited",
     "NotOwned",
+    "Pipe",
+    "Pool",
     "Process",
     "Queue",
     "RLock",

@@ -6,7 +6,8 @@ active children and what happens at exit are its work. New are these:
 * The child dies with its parent, however that ends. Forked by the first thread of
   the process, the kernel sees to it (PR_SET_PDEATHSIG). Forked by another thread it
   cannot: the kernel would end the child with that thread. Then a thread of the child
-  waits for the end of the parent.
+  waits for the end of the parent. A child that watches its parent by itself
+  (``parent_process()``: ``is_alive``, ``join``, ``sentinel``) is left to do so.
 * What ended the child is in :attr:`Process.exit_record`, with the text of the
   exception and the traceback (last_words.py).
 * The parent sweeps its arenas before it reaps: afterwards nobody knows of what the
@@ -53,7 +54,8 @@ class Process(process.BaseProcess):
     Everything that ``multiprocessing.Process`` has is there and works the same.
     The child also
 
-    - dies, by ``SIGKILL``, when its parent ends, in whatever way;
+    - dies, by ``SIGKILL``, when its parent ends, in whatever way; unless its first thread
+      has asked ``parent_process()`` whether it lives, and so sees to that by itself;
     - does nothing at ``SIGINT``: a Ctrl-C at the terminal is the parent's to handle.
       Programs that the child starts get the default again;
     - has random numbers of its own from ``random`` and from NumPy's global
@@ -164,7 +166,10 @@ class _Popen(popen_fork.Popen):
         # would send it up the parent's stack.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         first_thread = threading.get_native_id() == self._parent
-        birth = _Birth(process, self._parent, parent_pidfd, first_thread, mask, self._last_words)
+        birth = _Birth(
+            process, self._parent, parent_pidfd, first_thread, mask, self._last_words,
+            threading.Event(),
+        )  # fmt: skip
         try:
             super()._launch(birth)  # type: ignore[misc]
         except BaseException:
@@ -272,6 +277,7 @@ class _Birth:
     first_thread: bool  # whether the first thread of the parent forks
     mask: set[int]  # of signals, before the fork
     last_words: LastWords
+    outlives: threading.Event  # set = the child watches the parent by itself
 
     def _bootstrap(self, parent_sentinel: int) -> int:
         """Be the process: what multiprocessing calls in the child."""
@@ -297,6 +303,7 @@ class _Birth:
 
     def _run(self, run: Callable[[], object], pid: int) -> None:
         try:
+            _Parent.take_place(self)
             # From here on multiprocessing sees to what a handler raises.
             signal.pthread_sigmask(signal.SIG_SETMASK, self.mask)
             run()
@@ -320,12 +327,18 @@ class _Birth:
         threading.Thread(target=self._watch, name="ipcmap: parent", daemon=True).start()
 
     def _watch(self) -> None:
-        if self.parent_pidfd >= 0 and self._parent_ended(None) and os.getppid() != self.parent:
-            _die()
+        known = self.parent_pidfd >= 0 and self._parent_ended(None) and os.getppid() != self.parent
         # There is no pidfd, or the child has closed it, as daemons do.
-        while not self._orphaned():
+        while not known and not self._orphaned():
             time.sleep(_LOOK_FOR_PARENT)
-        _die()
+        if not self.outlives.is_set():
+            _die()
+
+    def outlive(self) -> None:
+        """Do not die with the parent any more; to be called by the first thread."""
+        self.outlives.set()
+        if self.first_thread and threading.current_thread() is threading.main_thread():
+            libc.prctl(libc.PR_SET_PDEATHSIG, 0, 0, 0, 0)
 
     def _orphaned(self) -> bool:
         # 1 may well be the parent. 0 = it is outside of our pid namespace, alive or dead.
@@ -339,6 +352,33 @@ class _Birth:
         poll.register(self.parent_pidfd, select.POLLIN)
         # POLLHUP comes with it once the parent was reaped; POLLNVAL = not a descriptor any more.
         return any(events & select.POLLIN for _, events in poll.poll(timeout))
+
+
+class _Parent(process._ParentProcess):  # type: ignore[name-defined, misc]
+    """The parent, as ``parent_process()`` returns it: whoever watches it lives on to see its end."""
+
+    _birth: _Birth
+
+    @classmethod
+    def take_place(cls, birth: _Birth) -> None:
+        """Be what ``parent_process()`` returns, in place of multiprocessing's."""
+        theirs: Any = process.parent_process()
+        ours = cls(theirs.name, theirs.pid, theirs.sentinel)
+        ours._birth = birth
+        process._parent_process = ours  # type: ignore[attr-defined]
+
+    def is_alive(self) -> bool:
+        self._birth.outlive()
+        return bool(super().is_alive())
+
+    def join(self, timeout: float | None = None) -> None:
+        self._birth.outlive()
+        super().join(timeout)
+
+    @property
+    def sentinel(self) -> int:
+        self._birth.outlive()
+        return int(super().sentinel)
 
 
 def _die() -> None:

@@ -15,7 +15,6 @@ from __future__ import annotations
 import ctypes
 import weakref
 from collections.abc import Sequence
-from types import TracebackType
 from typing import Any, TypeAlias
 
 from ipcmap._core.atomics import NBYTES, atomic_words, initialise
@@ -220,8 +219,8 @@ def synchronized(obj: CObject, lock: Any = None) -> Any:
     """Return a ctypes object with a lock around every access.
 
     Args:
-        obj: What :func:`RawValue`, :func:`RawArray` or :func:`copy` returned.
-        lock: ``None`` = an :class:`RLock` of its own.
+        obj: What :func:`ipcmap.RawValue`, :func:`ipcmap.RawArray` or :func:`copy` returned.
+        lock: ``None`` = an :class:`ipcmap.RLock` of its own.
 
     Raises:
         TypeError: It has a lock already.
@@ -275,13 +274,8 @@ class SynchronizedBase:
     def __enter__(self) -> Any:
         return self._lock.__enter__()
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> Any:
-        return self._lock.__exit__(kind, error, traceback)
+    def __exit__(self, *error: Any) -> Any:
+        return self._lock.__exit__(*error)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return synchronized, (self._obj, self._lock)
@@ -299,13 +293,13 @@ class SynchronizedBase:
 
 
 class Synchronized(SynchronizedBase):
-    """A number or character and its lock: what :func:`Value` returns."""
+    """A number or character and its lock: what :func:`ipcmap.Value` returns."""
 
     value = _guarded("value")
 
 
 class SynchronizedArray(SynchronizedBase):
-    """An array and its lock: what :func:`Array` returns."""
+    """An array and its lock: what :func:`ipcmap.Array` returns."""
 
     def __len__(self) -> int:
         return len(self._obj)
@@ -320,7 +314,7 @@ class SynchronizedArray(SynchronizedBase):
 
 
 class SynchronizedString(SynchronizedArray):
-    """An array of characters and its lock: what :func:`Array` returns for ``"c"``."""
+    """An array of characters and its lock: what :func:`ipcmap.Array` returns for ``"c"``."""
 
     value = _guarded("value")
     raw = _guarded("raw")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import importlib
+import importlib.util
 import math
 import os
 from collections.abc import Iterator
@@ -22,6 +23,8 @@ pytest_plugins = ["pytester", "leftovers", "watchdog", "children", "families", "
 ENGINES = [*reversed(ipcmap._core.engines)]
 
 collect_ignore_glob = [] if "native" in ENGINES else ["test_native_*.py"]
+if importlib.util.find_spec("test") is None:  # CPython's own tests are a package of their own
+    collect_ignore_glob.append("conformance/*")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -6,8 +6,11 @@ import multiprocessing
 import multiprocessing.context
 import os
 import pickle
+import signal
 import subprocess
 import sys
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 
 import pytest
 
@@ -110,3 +113,29 @@ def test_the_processes_are_those_that_multiprocessing_names() -> None:
     assert ipcmap.active_children() == []
     assert ipcmap.parent_process() is None
     child.close()
+
+
+def die(_: object) -> None:
+    """Be killed over a task."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_pool_runs_on_it() -> None:
+    """Multiprocessing's own, with results larger than any pipe holds."""
+    with ipcmap.Pool(2) as workers:
+        assert workers.map(abs, range(-300, 0)) == [*range(300, 0, -1)]
+        assert workers.apply(bytes, (3 << 20,)) == bytes(3 << 20)
+        assert sorted(workers.imap_unordered(abs, range(-9, 0), chunksize=2)) == [*range(1, 10)]
+        assert {type(child) for child in ipcmap.active_children()} == {ipcmap.Process}
+        workers.close()
+        workers.join()
+
+
+def test_an_executor_of_the_standard_library_runs_on_it() -> None:
+    """And says when a worker was killed."""
+    context = ipcmap.get_context()
+    with ProcessPoolExecutor(2, mp_context=context) as executor:
+        assert [*executor.map(abs, range(-300, 0))] == [*range(300, 0, -1)]
+        assert executor.submit(bytes, 3 << 20).result() == bytes(3 << 20)
+    with ProcessPoolExecutor(2, mp_context=context) as executor, pytest.raises(BrokenProcessPool):
+        executor.submit(die, None).result()

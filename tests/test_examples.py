@@ -292,3 +292,14 @@ def test_supervised_pipeline_is_right_though_each_stage_loses_a_worker(folder: P
         "store",
     ]
     assert len(finished.stderr.splitlines()) == 3
+
+
+def test_talking_workers_are_heard_until_each_has_ended(folder: Path) -> None:
+    """The killed one too, whose pipe ends; the others answer all."""
+    finished = run("talking_workers.py")
+    *ended, counted = finished.stdout.splitlines()
+
+    assert (finished.returncode, finished.stderr) == (0, "")
+    assert sorted(int(line.rpartition(" ")[2]) for line in ended) == [-9, 0, 0]
+    assert numbers(counted) == [12, 12]
+    assert os.listdir(folder) == []

@@ -32,7 +32,7 @@ FLOORS: list[list[set[str]]] = [
     ],
     [{"loans"}, {"ring_handle"}, {"ring"}, {"native_ring"}],
     [
-        {"queue_ends"},
+        {"queue_ends", "ended_pipes", "connection_handle"},
         {"objects"},
         {"queues", "connection", "broadcast", "values", "table"},
         {"reporting_queues"},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -11,12 +12,12 @@ import sys
 import textwrap
 import threading
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 
 from children import Fork
-from ipcmap import Process, Semaphore
+from ipcmap import Pipe, Process, Semaphore
 from ipcmap._core import libc, liveness
 
 # From 3.12 on Python warns of a fork in a process with threads, which is what is tested here.
@@ -255,7 +256,7 @@ def test_a_parent_may_be_the_first_process_of_its_namespace(fork: Fork) -> None:
     needs_a_namespace(fork)
     program = """
         import os, threading, warnings
-        from ipcmap import Process, Semaphore
+        from ipcmap import Pipe, Process, Semaphore
         warnings.simplefilter("ignore", DeprecationWarning)
         assert os.getpid() == 1
         over = Semaphore(0)
@@ -304,3 +305,37 @@ def test_a_child_may_be_the_first_process_of_a_namespace(start: Start, fork: For
     parent.kill()
 
     assert line.is_over()
+
+
+@pytest.mark.parametrize("ask", ["is_alive", "join", "sentinel"])
+def test_a_child_that_watches_its_parent_lives_on_to_see_its_end(start: Start, ask: str) -> None:
+    """Forked by either kind of thread, from the first question on."""
+    reader, writer = Pipe(duplex=False)
+
+    def watch() -> None:
+        parent: Any = multiprocessing.parent_process()
+        if ask == "is_alive":
+            assert parent.is_alive()
+        elif ask == "join":
+            parent.join(timeout=0)
+        else:
+            assert parent.sentinel >= 0
+        writer.send("watches")
+        parent.join()
+        writer.send(parent.is_alive())
+
+    def main() -> None:
+        start(Process(target=watch))
+        signal.pause()
+
+    parent = Process(target=main)
+    parent.start()
+    assert reader.recv() == "watches"
+    parent.kill()
+    parent.join()
+    assert reader.recv() is False
+    writer.close()
+    with pytest.raises(EOFError):  # the child has ended
+        reader.recv()
+    reader.close()
+    parent.close()

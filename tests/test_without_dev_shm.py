@@ -67,6 +67,19 @@ inbox.put(__import__("pickle").dumps(late))
 assert late.get(30) == b"late"
 child.join()
 
+ours, theirs = ipcmap.Pipe()
+level = ipcmap.Value("i", 20)
+
+def answer():
+    level.value += theirs.recv()
+    theirs.send(large)
+
+child = ipcmap.Process(target=answer)
+child.start()
+ours.send(1)
+assert ours.recv() == large and level.value == 21
+child.join()
+
 block = arena.allocate(1 << 16)
 block.view()[:] = b"b" * (1 << 16)
 block.free()

@@ -30,6 +30,8 @@ __all__ = [
     "prctl",
     "process_vm_readv",
     "process_vm_writev",
+    "recv",
+    "send",
     "timerfd_create",
     "timerfd_settime",
 ]
@@ -94,6 +96,10 @@ mincore = _declare("mincore", ctypes.c_int, _address, _size, ctypes.c_char_p)
 
 PR_SET_PDEATHSIG = 1
 prctl = _declare("prctl", ctypes.c_int, ctypes.c_int, *(ctypes.c_ulong,) * 4)
+
+# As os.read and os.write, but with flags: MSG_DONTWAIT where a descriptor waits.
+recv = _declare("recv", ctypes.c_ssize_t, ctypes.c_int, _address, _size, _flags)
+send = _declare("send", ctypes.c_ssize_t, ctypes.c_int, ctypes.c_char_p, _size, _flags)
 
 timerfd_create = _declare("timerfd_create", ctypes.c_int, ctypes.c_int, _flags)
 timerfd_settime = _declare(
