@@ -22,6 +22,10 @@ pytest_plugins = ["pytester", "leftovers", "watchdog", "children", "families", "
 ENGINES = [*reversed(ipcmap._core.engines)]
 
 collect_ignore_glob = [] if "native" in ENGINES else ["test_native_*.py"]
+try:
+    importlib.import_module("test.test_concurrent_futures")
+except ImportError:  # CPython's own tests are a package of their own, not installed everywhere
+    collect_ignore_glob.append("conformance/*futures*")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
