@@ -292,3 +292,14 @@ def test_supervised_pipeline_is_right_though_each_stage_loses_a_worker(folder: P
         "store",
     ]
     assert len(finished.stderr.splitlines()) == 3
+
+
+def test_flaky_fan_out_loses_what_is_hopeless_alone(folder: Path) -> None:
+    """One item crashes for good, one hangs for good, and all others arrive."""
+    finished = run("flaky_fan_out.py")
+    hopeless, endless, arrived = finished.stdout.splitlines()
+
+    assert (finished.returncode, finished.stderr) == (0, "")
+    assert numbers(hopeless) == [13, 9]
+    assert numbers(endless) == [42]
+    assert numbers(arrived) == [98, 100, 5]
