@@ -213,12 +213,12 @@ import os, signal, sys, time
 import ipcmap
 
 def wait():
-    print(os.getpid(), flush=True)
+    os.write(1, b"%d\\n" % os.getpid())  # in one piece
     time.sleep(3600)
 
 if __name__ == "__main__":
     executor = ipcmap.ProcessPoolExecutor(2)
-    print(executor._dispatcher._zygote.pid, flush=True)
+    os.write(1, b"%d\\n" % executor._dispatcher._zygote.pid)
     tasks = [executor.submit(wait) for _ in range(2)]
     {end}
 """
