@@ -42,7 +42,7 @@ from ipcmap.messages import DIED, TAIL, UNPREPARED, load
 from ipcmap.seats import Seat
 from ipcmap.tasks import Function, MapCall, Task
 from ipcmap.worker import Blueprint
-from ipcmap.workforce import Workforce
+from ipcmap.workforce import STUCK, Workforce
 
 __all__ = ["Dispatcher"]
 
@@ -166,19 +166,23 @@ class Dispatcher(Workforce):
     def _pump(self, timeout: float) -> None:
         """Take what has come, waiting for the first; called with the lead."""
         get_many = self._results.get_many
-        with contextlib.suppress(queue.Empty):
+        try:
             # In one step, where that is written in C: what was taken is never lost to
             # an exception from a signal handler.
             self._taken.extend(itertools.chain.from_iterable(map(get_many, (None,), (timeout,))))
-        with self.lock:
-            self._deal()
+        except queue.Empty:
+            pass
+        finally:
+            with self.lock:
+                self._deal()
 
     def _deal(self) -> None:
+        now = time.monotonic_ns()
         if self._taken:
-            self._moved = time.monotonic()
+            self._moved = now / 1e9
         taken, tasks, unpack, size = self._taken, self.tasks, TAIL.unpack, TAIL.size
         seat: Seat | None = None
-        calls = set()
+        calls: set[MapCall] | tuple[()] = ()
         while taken:
             record = taken[0]
             number, kind = unpack(record[-size:])
@@ -191,7 +195,7 @@ class Dispatcher(Workforce):
                     if type(owner) is MapCall:
                         owner.answers[task.index] = record
                         if owner.waiters:
-                            calls.add(owner)
+                            calls = {owner, *calls}
                     else:
                         self._finished[number] = owner, record  # type: ignore[assignment]
                     if seat is not None:
@@ -204,18 +208,18 @@ class Dispatcher(Workforce):
             self._measure(seat)
         for call in calls:
             call.notify()
-        self._free_the_stuck()
-        self._feed()
+        if now - self._looked > STUCK:
+            self._free_the_stuck(now)
+        if self.queue:
+            self._feed()
 
     def settle(self) -> None:
         """Give the futures their answers; callbacks are called, so nothing may be held."""
         finished = self._finished
         while finished:
-            for number in list(finished):
-                settled = finished.get(number)
-                if settled is not None:
-                    settled[0].settle(settled[1])
-                    finished.pop(number, None)
+            for number, (future, answer) in list(finished.items()):
+                future.settle(answer)
+                finished.pop(number, None)
 
     def _notice(self, kind: int, record: bytes) -> None:
         if kind == DIED:

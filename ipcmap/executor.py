@@ -118,7 +118,6 @@ class ProcessPoolExecutor(Executor):
             RuntimeError: The executor was shut down, or belongs to another process.
         """
         dispatcher = self._dispatcher
-        dispatcher.check()
         future: TaskFuture[T] = TaskFuture(dispatcher, self._timeout, self._retries)
         number = next(dispatcher.numbers)
         try:
@@ -128,6 +127,7 @@ class ProcessPoolExecutor(Executor):
             else:
                 record = joined(dump(args), TAIL.pack(number, function.number))
         except Exception as error:
+            dispatcher.check()
             future.set_exception(error)
             return future
         future._task = task = Task(number, record, future, 0)

@@ -113,8 +113,8 @@ class Seat:
         self._measured = done, busy
         return max(0.0, (busy - known_busy) / (done - known_done))
 
-    def give(self, tasks: list[Task]) -> tuple[list[Task], Exception | None]:
-        """Give it tasks; return those that it has no room for, and why."""
+    def give(self, tasks: list[Task]) -> tuple[list[Task], Exception] | None:
+        """Give it tasks; return those that it has no room for, if any, and why."""
         records: list[bytes] = []
         known, held = self._known, self.held
         for task in tasks:
@@ -134,7 +134,7 @@ class Seat:
                 self.ring.put_many(records, 0)
         except (queue.Full, IpcmapError) as error:
             return self._taken_back(records[getattr(error, "put", 0) :]), error
-        return [], None
+        return None
 
     def withdraw(self) -> list[Task]:
         """Take back what its worker has not taken yet."""

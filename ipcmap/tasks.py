@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future, InvalidStateError
+from concurrent.futures import CancelledError, Future, InvalidStateError
 from concurrent.futures import _base as states
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -18,6 +18,7 @@ __all__ = ["Dispatcher", "Function", "MapCall", "Task", "TaskFuture", "TaskName"
 
 T = TypeVar("T")
 
+_FOR_EVER = Deadline(None)
 _OVER = (states.FINISHED, states.CANCELLED, states.CANCELLED_AND_NOTIFIED)
 
 
@@ -101,6 +102,8 @@ class TaskFuture(Future[T]):
         """Return what the task returned; raise what it raised."""
         if self._state != states.FINISHED:
             timeout = self._wait(timeout)
+        if self._state == states.FINISHED and self._exception is None:
+            return self._result  # type: ignore[return-value]
         return super().result(timeout)
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
@@ -111,7 +114,8 @@ class TaskFuture(Future[T]):
 
     def _wait(self, timeout: float | None) -> float:
         """Wait, and return how long is still to be waited."""
-        self._dispatcher.pull(self._is_over, self._condition, Deadline(timeout))
+        deadline = _FOR_EVER if timeout is None else Deadline(timeout)
+        self._dispatcher.pull(self._is_over, self._condition, deadline)
         return 0.0
 
     def _is_over(self) -> bool:
@@ -152,6 +156,9 @@ class TaskFuture(Future[T]):
 
     def settle(self, answer: bytes | BaseException) -> None:
         """Take the answer; only the first counts."""
+        if isinstance(answer, CancelledError):
+            self.be_cancelled()
+            return
         value, error = outcome(answer)
         with contextlib.suppress(InvalidStateError):
             if error is None:

@@ -31,12 +31,12 @@ from ipcmap.tasks import MapCall, Task, TaskFuture
 from ipcmap.worker import Blueprint
 from ipcmap.zygote import Zygote, ZygoteProcess, zygote_for
 
-__all__ = ["Workforce"]
+__all__ = ["STUCK", "Workforce"]
 
 _log = logging.getLogger("ipcmap")
 _MOST_AHEAD = 512  # tasks that a worker holds
 _AHEAD = 500_000  # nanoseconds of work that it holds
-_STUCK = 5_000_000  # nanoseconds: nothing waits behind a task that takes longer
+STUCK = 5_000_000  # nanoseconds: nothing waits behind a task that takes longer
 _STILLBORN = 3  # workers in a row that died before they were ready
 _PATIENCE = 0.01  # seconds for a task that was taken to be begun
 
@@ -86,13 +86,15 @@ class Workforce:
     # Tasks go to workers
 
     def _feed(self) -> None:
-        waiting, idle = self.queue, self._idle
+        waiting, idle, tasks = self.queue, self._idle, self.tasks
         while waiting:
             if not idle and not self._hire():
                 break
-            _, seat = idle.popitem()
-            if not self._give(seat, [waiting.popleft()]):
-                return
+            task = waiting.popleft()
+            if task.number in tasks:  # and not cancelled
+                _, seat = idle.popitem()
+                if not self._give(seat, [task]):
+                    return
         if waiting and self._ahead > 1:
             self._stock_up()
 
@@ -103,26 +105,25 @@ class Workforce:
             seat
             for seat in self.seats.values()
             if 2 * len(seat.held) <= ahead
-            and not (seat.condemned or seat.is_stuck(now, _STUCK) or seat.has_long_tasks())
+            and not (seat.condemned or seat.is_stuck(now, STUCK) or seat.has_long_tasks())
         ]
         if not seats:
             return
         room = ahead - max(len(seat.held) for seat in seats)
         share = min(room, -(-len(self.queue) // len(seats)))
         tasks = [self.queue.popleft() for _ in range(min(share * len(seats), len(self.queue)))]
+        tasks = [task for task in tasks if task.number in self.tasks]
         for number, seat in enumerate(seats):
             self._give(seat, tasks[number :: len(seats)])
 
     def _give(self, seat: Seat, tasks: list[Task]) -> bool:
         """Give tasks to a worker; return whether there was room."""
-        tasks = [task for task in tasks if task.number in self.tasks]
-        if not tasks:
-            self._rest(seat)
+        refused = seat.give(tasks)
+        if refused is None:
+            self._idle.pop(seat.index, None)
             return True
-        back, error = seat.give(tasks)
+        back, error = refused
         self._rest(seat)
-        if error is None:
-            return True
         if not isinstance(error, queue.Full) and (
             not isinstance(error, ArenaFull) or not any(one.held for one in self.seats.values())
         ):
@@ -173,14 +174,11 @@ class Workforce:
             self._mean += (mean - self._mean) / 4 if mean < self._mean else mean - self._mean
             self._ahead = 1 + min(_MOST_AHEAD, int(_AHEAD / (self._mean + 1000)))
 
-    def _free_the_stuck(self) -> None:
+    def _free_the_stuck(self, now: int) -> None:
         """Take back what waits behind a task that takes long."""
-        now = time.monotonic_ns()
-        if now - self._looked < _STUCK:
-            return
         self._looked = now
         for seat in self.seats.values():
-            if len(seat.held) > 1 and seat.is_stuck(now, _STUCK):
+            if len(seat.held) > 1 and seat.is_stuck(now, STUCK):
                 self.queue.extendleft(reversed(seat.withdraw()))
 
     def _end(self, task: Task, error: BaseException) -> None:
@@ -261,7 +259,11 @@ class Workforce:
         record, lost, rest = seat.clear()
         self.seats.pop(seat.index, None)
         self._idle.pop(seat.index, None)
-        self.queue.extendleft(reversed(rest))
+        if self._killed:  # taken, and not begun
+            for task in rest:
+                self._end(task, CancelledError())
+        else:
+            self.queue.extendleft(reversed(rest))
         if lost is not None:
             self._lose(lost, record)
         self._stillborn = 0 if ready else self._stillborn + 1
