@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ipcmap import Ring
+from processes import read
 
 
 def same(obj: Any) -> Any:
@@ -77,6 +78,11 @@ def wait_until(condition: Callable[[], object]) -> None:
     """Wait until something holds."""
     while not condition():
         time.sleep(0.001)
+
+
+def is_gone(pid: int) -> bool:
+    """Return whether a process has ended."""
+    return read(f"/proc/{pid}/stat").rpartition(")")[2].split()[:1] in ([], ["Z"])
 
 
 class Unpicklable(Exception):

@@ -15,6 +15,7 @@ from typing import Any
 from ipcmap import Arena, ProcessPoolExecutor, Ring, WorkerDied
 
 EVERY = 0.02  # seconds between two deaths
+TASKS_A_DEATH = 25  # at least
 AHEAD = 100  # tasks that are submitted before the results of the first are asked for
 
 
@@ -59,8 +60,7 @@ class Storm:
             threading.Thread(target=self._submit, args=(range(number, tasks, 4),))
             for number in range(4)
         ]
-        # No more than that, however slow the machine is: a task may be unlucky once or twice.
-        killer = threading.Thread(target=self._kill, args=(tasks // 25,))
+        killer = threading.Thread(target=self._kill)
         for thread in (*threads, killer):
             thread.start()
         for thread in threads:
@@ -80,8 +80,11 @@ class Storm:
                 self.futures[item - AHEAD].exception()
             time.sleep(0.001)
 
-    def _kill(self, most: int) -> None:
-        while self.deaths < most and not self.over.wait(EVERY):
+    def _kill(self) -> None:
+        while not self.over.wait(EVERY):
+            # However slow the machine is: a task may be unlucky once or twice.
+            if len(self.futures) < TASKS_A_DEATH * self.deaths:
+                continue
             self.deaths += 1
             how = self.chance.choice(["kill", "exit", "grow", "segv"])
             pids = list(self.executor._processes)

@@ -14,6 +14,7 @@ import pytest
 
 import executors as work
 from ipcmap import Arena, ProcessPoolExecutor, Ring, TaskName, WorkerDied
+from ipcmap.tasks import Task
 
 
 @pytest.fixture
@@ -232,14 +233,6 @@ def _run(tmp_path: Path, end: str) -> subprocess.Popen[str]:
     )
 
 
-def _is_gone(pid: int) -> bool:
-    try:
-        with open(f"/proc/{pid}/stat") as file:
-            return file.read().rpartition(")")[2].split()[0] == "Z"
-    except OSError:
-        return True
-
-
 def test_no_process_outlives_a_parent_that_is_killed(tmp_path: Path) -> None:
     """Neither the zygote nor a worker."""
     with _run(tmp_path, "time.sleep(3600)") as parent:
@@ -247,7 +240,7 @@ def test_no_process_outlives_a_parent_that_is_killed(tmp_path: Path) -> None:
         pids = [int(parent.stdout.readline()) for _ in range(3)]
         parent.kill()
 
-    work.wait_until(lambda: all(map(_is_gone, pids)))
+    work.wait_until(lambda: all(map(work.is_gone, pids)))
 
 
 def test_a_program_that_is_interrupted_ends_with_one_traceback(tmp_path: Path) -> None:
@@ -268,4 +261,37 @@ def test_a_program_that_is_interrupted_ends_with_one_traceback(tmp_path: Path) -
 
     assert said.count("Traceback") == 1
     assert said.rstrip().endswith("KeyboardInterrupt")
-    assert all(map(_is_gone, pids))
+    assert all(map(work.is_gone, pids))
+
+
+def test_a_task_that_was_not_begun_is_not_lost(engine: str, arena: Arena) -> None:
+    """Its worker is stopped before it takes it, and killed."""
+    with ProcessPoolExecutor(1, arena=arena) as executor:
+        pid = executor.submit(work.pid_of).result()
+        os.kill(pid, signal.SIGSTOP)
+        tasks = [executor.submit(work.same, item) for item in range(5)]
+        os.kill(pid, signal.SIGKILL)
+
+        assert [task.result() for task in tasks] == list(range(5))
+
+
+def test_a_worker_is_condemned_for_the_task_it_has_in_hand_alone(
+    executor: ProcessPoolExecutor, arena: Arena
+) -> None:
+    """Not for one that it has done, and not for one that it has not begun."""
+    said, gate = Ring(arena=arena), Ring(arena=arena)
+    done = executor.submit(work.same, 1)
+    done.result()
+    running = executor.submit(work.say_and_wait, said, gate)
+    said.get()
+    assert running._task is not None
+    seat = running._task.seat
+    before = Task(done._task.number, b"", done, 0) if done._task else None
+    assert before is not None
+
+    assert not seat.condemn(before)
+    assert not seat.condemn(Task(10**6, b"", done, 0))
+    assert not seat.condemned
+
+    gate.put(b"")
+    assert running.result() == b"begun"

@@ -193,14 +193,6 @@ if __name__ == "__main__":
 """
 
 
-def _is_gone(pid: int) -> bool:
-    try:
-        with open(f"/proc/{pid}/stat") as file:
-            return file.read().rpartition(")")[2].split()[0] == "Z"
-    except OSError:
-        return True
-
-
 def test_workers_of_a_thread_outlive_it_and_die_with_the_process(tmp_path: Path) -> None:
     """Where the executor was made by a thread that is over."""
     program = tmp_path / "program.py"
@@ -210,10 +202,10 @@ def test_workers_of_a_thread_outlive_it_and_die_with_the_process(tmp_path: Path)
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout
         pids = [int(parent.stdout.readline()) for _ in range(2)]
-        assert not any(map(_is_gone, pids))
+        assert not any(map(work.is_gone, pids))
         parent.kill()
 
-    work.wait_until(lambda: all(map(_is_gone, pids)))
+    work.wait_until(lambda: all(map(work.is_gone, pids)))
 
 
 def test_a_ctrl_c_at_a_terminal_ends_the_program_with_one_traceback(tmp_path: Path) -> None:
@@ -238,4 +230,4 @@ def test_a_ctrl_c_at_a_terminal_ends_the_program_with_one_traceback(tmp_path: Pa
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGINT
     assert said.count(b"Traceback") == 1
     assert said.rstrip().endswith(b"KeyboardInterrupt")
-    assert all(map(_is_gone, pids))
+    assert all(map(work.is_gone, pids))
