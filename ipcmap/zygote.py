@@ -19,6 +19,7 @@ If the worker dies before it answers, the zygote does.
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import pickle
 import select
@@ -158,6 +159,8 @@ class _Server:
                 signal.signal(signal.SIGINT, _do_nothing)
             if self.first_thread:
                 libc.prctl(libc.PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+            # What a collection in a worker looked through would be copied page by page.
+            gc.freeze()
             self._serve()
         except BaseException:
             traceback.print_exc()
