@@ -39,10 +39,17 @@ nitpick_ignore = [
     ("py:class", "SyncManager"),
     ("py:class", "collections.abc.Callable"),
     ("py:class", "collections.abc.Iterable"),
+    ("py:class", "collections.abc.Mapping"),
     ("py:class", "collections.abc.Sequence"),
-    ("py:class", "ipcmap.condition.Result"),  # type variables
+    ("py:class", "ipcmap.aio.In"),  # type variables
+    ("py:class", "ipcmap.aio.Out"),
+    ("py:class", "ipcmap.aio.T"),
+    ("py:class", "ipcmap.condition.Result"),
+    ("py:class", "ipcmap.forked_map.R"),
+    ("py:class", "ipcmap.forked_map.T"),
     ("py:class", "ipcmap.objects.T"),
     ("py:class", "ipcmap.queues.T"),
+    ("py:class", "concurrent.futures.process.BrokenProcessPool"),
     ("py:class", "multiprocessing.process.BaseProcess"),
     ("py:class", "os.PathLike"),
     ("py:class", "pool.Pool"),

@@ -45,6 +45,8 @@ from ipcmap.errors import (
     StaleHandle,
     WorkerDied,
 )
+from ipcmap.executor import ProcessPoolExecutor
+from ipcmap.executor_statistics import ExecutorStatistics, ExecutorWorker
 from ipcmap.family import ExitRecord
 from ipcmap.forked_map import fork_map
 from ipcmap.listener import Listener
@@ -67,8 +69,10 @@ from ipcmap.sync import (
     RWLock,
     Semaphore,
 )
+from ipcmap.tasks import TaskName
 from ipcmap.values import Array, Counter, RawArray, RawValue, Value
 from ipcmap.worker_place import WorkerStatistics
+from ipcmap.zygote import prefork
 
 if "native" in engines:
     import ipcmap.native_locks  # what these classes make in an arena of that engine
@@ -95,6 +99,8 @@ __all__ = [
     "CorruptError",
     "Counter",
     "Event",
+    "ExecutorStatistics",
+    "ExecutorWorker",
     "ExitRecord",
     "FamilyFull",
     "ForeignNamespace",
@@ -110,6 +116,7 @@ __all__ = [
     "Pipe",
     "Pool",
     "Process",
+    "ProcessPoolExecutor",
     "Queue",
     "RLock",
     "RWLock",
@@ -124,6 +131,7 @@ __all__ = [
     "StaleHandle",
     "Supervisor",
     "SupervisorStatistics",
+    "TaskName",
     "Value",
     "WorkerDied",
     "WorkerStatistics",
@@ -140,6 +148,7 @@ __all__ = [
     "get_start_method",
     "log_to_stderr",
     "parent_process",
+    "prefork",
     "stopping",
 ]
 

@@ -33,7 +33,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing import connection, popen_fork, process, util
 from types import FrameType
 from typing import Any
@@ -168,7 +168,6 @@ class _Popen(popen_fork.Popen):
         first_thread = threading.get_native_id() == self._parent
         birth = _Birth(
             process, self._parent, parent_pidfd, first_thread, mask, self._last_words,
-            threading.Event(),
         )  # fmt: skip
         try:
             super()._launch(birth)  # type: ignore[misc]
@@ -277,7 +276,8 @@ class _Birth:
     first_thread: bool  # whether the first thread of the parent forks
     mask: set[int]  # of signals, before the fork
     last_words: LastWords
-    outlives: threading.Event  # set = the child watches the parent by itself
+    # Set = the child watches the parent by itself.
+    outlives: threading.Event = field(default_factory=threading.Event)
 
     def _bootstrap(self, parent_sentinel: int) -> int:
         """Be the process: what multiprocessing calls in the child."""

@@ -23,8 +23,11 @@ pytest_plugins = ["pytester", "leftovers", "watchdog", "children", "families", "
 ENGINES = [*reversed(ipcmap._core.engines)]
 
 collect_ignore_glob = [] if "native" in ENGINES else ["test_native_*.py"]
-if importlib.util.find_spec("test") is None:  # CPython's own tests are a package of their own
+# CPython's own tests are a package of their own, and not everywhere with all that is in it.
+if importlib.util.find_spec("test") is None:
     collect_ignore_glob.append("conformance/*")
+elif importlib.util.find_spec("test.test_concurrent_futures") is None:
+    collect_ignore_glob.append("conformance/*futures*")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -303,3 +303,14 @@ def test_talking_workers_are_heard_until_each_has_ended(folder: Path) -> None:
     assert sorted(int(line.rpartition(" ")[2]) for line in ended) == [-9, 0, 0]
     assert numbers(counted) == [12, 12]
     assert os.listdir(folder) == []
+
+
+def test_flaky_fan_out_loses_what_is_hopeless_alone(folder: Path) -> None:
+    """One item crashes for good, one hangs for good, and all others arrive."""
+    finished = run("flaky_fan_out.py")
+    hopeless, endless, arrived = finished.stdout.splitlines()
+
+    assert (finished.returncode, finished.stderr) == (0, "")
+    assert numbers(hopeless) == [13, 9]
+    assert numbers(endless) == [42]
+    assert numbers(arrived) == [98, 100, 5]

@@ -44,7 +44,7 @@ static const int64_t FIRST_SLICE = 10000000; /* asleep at most, in the first sle
 static const int64_t PATIENCE = 200000000;  /* for the other's section, on leaving */
 static const int64_t LOCK_SLICE = 20000000; /* of that, in one call */
 static const int64_t GLANCE = 400;          /* with the GIL */
-static const int64_t LEAST_LOOKING = 2000, MOST_LOOKING = 50000, PROBE = 20000;
+static const int64_t LEAST_LOOKING = 2000, MOST_LOOKING = 50000, PROBE = 50000;
 static const int64_t PURE_LOOKING = 10000;  /* then between looks give way to others */
 static const int64_t A_MOMENT = 1000;       /* between two looks that find little */
 static const int64_t BEHIND = 600;          /* with the GIL; how much later a record may be had */

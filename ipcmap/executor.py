@@ -1,0 +1,395 @@
+"""ProcessPoolExecutor: the standard interface, of which a dead worker costs its own task alone."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import pickle
+import types
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor
+from types import TracebackType
+from typing import Any, ParamSpec, TypeVar
+
+from ipcmap._core.processors import quota
+from ipcmap._deadline import Deadline
+from ipcmap.arena import Arena, default_arena
+from ipcmap.dispatch import Dispatcher
+from ipcmap.executor_statistics import ExecutorStatistics
+from ipcmap.messages import KEYWORDS, RETURNED, TAIL, dump, dump_function, joined
+from ipcmap.progress import progress_bar
+from ipcmap.ring import Ring
+from ipcmap.tasks import Function, MapCall, Task, TaskFuture, outcome
+from ipcmap.worker import Blueprint, Cells
+
+__all__ = ["ProcessPoolExecutor"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_ANSWERS = 1 << 22  # bytes of answers that nobody has taken; longer ones are in the arena
+_KEPT_FUNCTIONS = 256
+_AT_ONCE = 256  # items of a map that are pickled before the workers get them
+
+
+class ProcessPoolExecutor(Executor):
+    """Workers that do what they are given: ``concurrent.futures.ProcessPoolExecutor``, but robust.
+
+    A worker that dies is replaced. Its task's future raises :class:`WorkerDied`, which says how
+    the worker ended, or the task is done again (``retries``); all other tasks go on.
+
+    Workers see the program as it stood when the executor was made: then a zygote is forked, which
+    forks them one by one when they are needed. So make it before threads, or call
+    :func:`prefork` before; functions that are defined later are not known to the workers.
+
+    Args:
+        max_workers: The most at a time; ``None`` = the processors that affinity and cgroup grant.
+        mp_context: For the signature: workers are always forked.
+        initializer: Called first by every worker; where it raises, the executor is broken.
+        initargs: With these.
+        max_tasks_per_child: After how many tasks a worker is replaced; ``None`` = never.
+        max_rss: A worker with more bytes resident after a task is replaced; ``None`` = never.
+        retries: How often a task is done again whose worker died, or that took too long.
+        arena: Where tasks and results travel; ``None`` = the default arena.
+
+    Raises:
+        ArenaFull: The arena has no room for it.
+        ValueError: A number is out of range.
+
+    Example:
+        >>> with ProcessPoolExecutor(2) as executor:
+        ...     future = executor.submit(pow, 2, 10)
+        ...     list(executor.map(abs, [-1, -2, -3])), future.result()
+        ([1, 2, 3], 1024)
+    """
+
+    def __init__(
+        self,
+        max_workers: int | None = None,
+        mp_context: Any = None,
+        initializer: Callable[..., object] | None = None,
+        initargs: tuple[Any, ...] = (),
+        *,
+        max_tasks_per_child: int | None = None,
+        max_rss: int | None = None,
+        retries: int = 0,
+        arena: Arena | None = None,
+    ) -> None:
+        workers = _default_workers() if max_workers is None else max_workers
+        if workers <= 0:
+            raise ValueError(f"max_workers must be greater than 0: max_workers={max_workers}")
+        if initializer is not None and not callable(initializer):
+            raise TypeError(f"initializer must be a callable: initializer={initializer!r}")
+        for name, number in (("max_tasks_per_child", max_tasks_per_child), ("max_rss", max_rss)):
+            if number is not None and number <= 0:
+                raise ValueError(f"{name} must be 1 or more, or None: {name}={number}")
+        self._max_workers = workers
+        self._mp_context = mp_context
+        self._timeout: float | None = None
+        self._retries = _checked_retries(retries)
+        self._functions: dict[Any, Function] = {}
+        arena = arena or default_arena()
+        results = Ring(_ANSWERS, arena=arena)
+        block = arena.allocate(Cells.nbytes(workers))
+        blueprint = Blueprint(
+            results,
+            block,
+            arena._engine,
+            initializer,
+            initargs,
+            max_tasks_per_child or 0,
+            max_rss or 0,
+            max(1, _default_workers() // workers),
+        )
+        blueprint.initialise()
+        self._dispatcher = Dispatcher(blueprint, arena, workers)
+        self._keeper = _Keeper()  # of all that with_options made
+        weakref.finalize(self._keeper, self._dispatcher.let_go).atexit = False
+
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> TaskFuture[T]:
+        """Have ``fn(*args, **kwargs)`` done, and return its future.
+
+        What cannot be pickled is the future's exception. ``future.cancel()`` cancels a task
+        that runs, too: its worker is killed, and no other task lost.
+
+        Raises:
+            BrokenProcessPool: An initializer failed, or no worker can be forked.
+            RuntimeError: The executor was shut down, or belongs to another process.
+        """
+        dispatcher = self._dispatcher
+        future: TaskFuture[T] = TaskFuture(dispatcher, self._timeout, self._retries)
+        number = next(dispatcher.numbers)
+        try:
+            future.function = function = self._function(fn)
+            if kwargs:
+                record = joined(dump((args, kwargs)), TAIL.pack(number, function.number | KEYWORDS))
+            else:
+                record = joined(dump(args), TAIL.pack(number, function.number))
+        except Exception as error:
+            dispatcher.check()
+            future.set_exception(error)
+            return future
+        future._task = task = Task(number, record, future, 0)
+        dispatcher.add((task,), timed=self._timeout is not None)
+        return future
+
+    def map(
+        self,
+        fn: Callable[..., T],
+        *iterables: Iterable[Any],
+        timeout: float | None = None,
+        chunksize: int = 1,
+        buffersize: int | None = None,
+        progress: bool = False,
+    ) -> Iterator[T]:
+        """Return an iterator over ``map(fn, *iterables)``, whose calls the workers make.
+
+        The items are handed over many at a time where they are short; still each is a task of its
+        own, and a worker that dies costs one.
+
+        Args:
+            fn: What is called with an item of each.
+            iterables: Taken at once, unless there is a ``buffersize``.
+            timeout: Seconds from now in which every result must be there; ``None`` = for ever.
+            chunksize: How many items are one task: lost together, and answered together.
+            buffersize: How many tasks are under way at most; ``None`` = all.
+            progress: Whether a bar is drawn, by rich or tqdm, as results are taken.
+
+        Raises:
+            ModuleNotFoundError: Neither rich nor tqdm is installed.
+            TimeoutError: From the iterator: the result was not there in time.
+            ValueError: ``chunksize`` or ``buffersize`` is less than 1.
+        """
+        if chunksize < 1:
+            raise ValueError(f"chunksize must be 1 or more: chunksize={chunksize}")
+        if buffersize is not None and buffersize < 1:
+            raise ValueError(f"buffersize must be 1 or more, or None: buffersize={buffersize}")
+        bar = progress_bar() if progress else None
+        self._dispatcher.check()
+        deadline = Deadline(timeout)
+        items: Iterator[tuple[Any, ...]] = zip(*iterables, strict=False)
+        function = self._function(fn)
+        if chunksize > 1:
+            items = _chunks(fn, items, chunksize)
+            function = self._function(_do_chunk)
+        call = MapCall(self._dispatcher, function, self._timeout, self._retries)
+        tasks = self._tasks(call, items)
+        count = 0
+        while batch := list(itertools.islice(tasks, _at_once(buffersize, count))):
+            self._add(batch)
+            self._dispatcher.collect()
+            count += len(batch)
+        results = self._results(call, tasks, count, deadline)
+        if bar is not None:
+            results = bar(results, count if buffersize is None else None)
+        return itertools.chain.from_iterable(results) if chunksize > 1 else results
+
+    def _tasks(self, call: MapCall, items: Iterator[tuple[Any, ...]]) -> Iterator[Task | None]:
+        """Yield a task for each item; ``None`` for one that has its answer: it cannot be pickled."""
+        numbers, pack, function = self._dispatcher.numbers, TAIL.pack, call.function.number
+        buffers: list[pickle.PickleBuffer] = []
+        dumps, note = pickle.dumps, buffers.append
+        for index, args in enumerate(items):
+            number = next(numbers)
+            try:
+                record = dumps(args, 5, buffer_callback=note) + pack(number, function)
+            except Exception:
+                record = b""
+            if buffers or not record:
+                buffers.clear()
+                try:
+                    record = joined(dump(args), pack(number, function))
+                except Exception as error:
+                    call.answers[index] = error
+                    yield None
+                    continue
+            yield Task(number, record, call, index)
+
+    def _add(self, tasks: list[Task | None]) -> None:
+        known = [task for task in tasks if task is not None]
+        self._dispatcher.add(known, timed=self._timeout is not None)
+
+    def _results(
+        self, call: MapCall, tasks: Iterator[Task | None], count: int, deadline: Deadline
+    ) -> Iterator[Any]:
+        answers, loads, index = call.answers, pickle.loads, 0
+        try:
+            while index < count:
+                answer = answers.pop(index, None) or call.wait(index, deadline)
+                for task in tasks:
+                    self._add([task])
+                    count += 1
+                    break
+                index += 1
+                if type(answer) is bytes and answer[0] == _PICKLE and answer[-8:] == _RETURNED:
+                    yield loads(answer)
+                else:
+                    yield _value(answer)
+        finally:
+            self._dispatcher.drop_call(call)
+
+    def statistics(self) -> ExecutorStatistics:
+        """Say what there is to do, and what each worker does and has done.
+
+        Example:
+            >>> with ProcessPoolExecutor(1) as executor:
+            ...     _ = executor.submit(abs, -1).result()
+            ...     [worker.state for worker in executor.statistics().workers]
+            ['waits']
+        """
+        return self._dispatcher.statistics()
+
+    def with_options(
+        self, *, timeout: float | None = None, retries: int | None = None
+    ) -> ProcessPoolExecutor:
+        """Return this executor with other options for what is submitted through it.
+
+        The workers are the same, and a shutdown of either is one of both.
+
+        Args:
+            timeout: Seconds that a task may take from its begin. Then its worker is killed, and the
+                task raises ``TimeoutError`` or is done again. ``None`` = for ever.
+            retries: As of the executor; ``None`` = as it is here.
+
+        Example:
+            >>> import time
+            >>> with ProcessPoolExecutor(1) as executor:
+            ...     hasty = executor.with_options(timeout=0.05)
+            ...     type(hasty.submit(time.sleep, 60).exception()).__name__
+            'TimeoutError'
+        """
+        if timeout is not None and not timeout > 0:
+            raise ValueError(f"timeout must be more than 0 seconds, or None: timeout={timeout}")
+        twin = object.__new__(type(self))
+        twin.__dict__.update(self.__dict__)
+        twin._timeout = timeout
+        if retries is not None:
+            twin._retries = _checked_retries(retries)
+        return twin
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Take no more tasks; those that were submitted are done first.
+
+        Args:
+            wait: Whether to return when they are, and the workers have ended.
+            cancel_futures: Whether those that no worker has begun are cancelled.
+        """
+        if cancel_futures:
+            self._dispatcher.closing = True
+            self._dispatcher.drop_waiting()
+        self._dispatcher.shutdown(wait=wait)
+
+    def terminate_workers(self) -> None:
+        """Cancel what was not begun, end the workers by ``SIGTERM``, and shut down.
+
+        What they had in hand raises :class:`WorkerDied`.
+        """
+        self._end_workers(kill=False)
+
+    def kill_workers(self) -> None:
+        """As :meth:`terminate_workers`, by ``SIGKILL``."""
+        self._end_workers(kill=True)
+
+    def _end_workers(self, *, kill: bool) -> None:
+        self.shutdown(wait=False, cancel_futures=True)
+        self._dispatcher.end_workers(kill=kill)
+        self._dispatcher.shutdown(wait=True)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool | None:
+        # Ctrl-C, and whatever else ends the program: nobody asks for the results any more.
+        if kind is not None and not issubclass(kind, Exception):
+            self.kill_workers()
+        else:
+            self.shutdown()
+        return None
+
+    def __repr__(self) -> str:
+        dispatcher = self._dispatcher
+        state = "broken" if dispatcher.broken else "shut down" if dispatcher.closing else "open"
+        return (
+            f"<ipcmap.ProcessPoolExecutor of {self._max_workers} workers: {state}, "
+            f"{len(dispatcher.tasks)} tasks>"
+        )
+
+    @property
+    def _processes(self) -> dict[int, Any]:
+        """The workers by pid, as the standard executor has them."""
+        with self._dispatcher.lock:
+            return {seat.process.pid or 0: seat.process for seat in self._dispatcher.seats.values()}
+
+    @property
+    def _broken(self) -> str | bool:
+        return self._dispatcher.broken or False
+
+    def _function(self, fn: Callable[..., Any]) -> Function:
+        """Return a function by number: the same each time, if it is found by name."""
+        named = _is_named(fn)
+        known = self._functions.get(fn) if named else None
+        if known is None:
+            known = self._dispatcher.function(fn, dump_function(fn))
+            if named:
+                if len(self._functions) >= _KEPT_FUNCTIONS:
+                    self._functions.clear()
+                self._functions[fn] = known
+        return known
+
+
+class _Keeper:
+    """Ends with the last handle of an executor."""
+
+
+_PICKLE = 0x80  # how every pickle begins
+_RETURNED = TAIL.pack(0, RETURNED)[-8:]
+
+
+def _value(answer: bytes | BaseException) -> Any:
+    value, error = outcome(answer)
+    if error is None:
+        return value
+    try:
+        raise error
+    finally:
+        del error  # its traceback has this frame
+
+
+def _is_named(fn: Any) -> bool:
+    """Return whether the function is found by its name, and so lives as long as its module."""
+    if isinstance(fn, types.BuiltinFunctionType):
+        return isinstance(fn.__self__, types.ModuleType)
+    return isinstance(fn, types.FunctionType) and "<" not in fn.__qualname__
+
+
+def _chunks(
+    fn: Callable[..., Any], items: Iterator[tuple[Any, ...]], chunksize: int
+) -> Iterator[tuple[Any, ...]]:
+    while chunk := list(itertools.islice(items, chunksize)):
+        yield fn, chunk
+
+
+def _do_chunk(fn: Callable[..., Any], chunk: list[tuple[Any, ...]]) -> list[Any]:
+    return [fn(*args) for args in chunk]
+
+
+def _at_once(buffersize: int | None, count: int) -> int:
+    return _AT_ONCE if buffersize is None else min(_AT_ONCE, buffersize - count)
+
+
+def _checked_retries(retries: int) -> int:
+    if retries < 0:
+        raise ValueError(f"retries must not be negative: retries={retries}")
+    return retries
+
+
+def _default_workers() -> int:
+    """Return how many processors affinity and cgroups grant, 1 at least."""
+    try:
+        allowed = len(os.sched_getaffinity(0))
+    except OSError:
+        allowed = os.cpu_count() or 1
+    return max(1, int(min(allowed, quota())))

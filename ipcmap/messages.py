@@ -1,0 +1,148 @@
+"""What an executor and its workers say to each other: records, and objects in them.
+
+    task      pickle of the arguments, number, function
+    function  its pickle, 0, number: before the first task that names it
+    answer    pickle of what came of it, number, kind
+    notice    whatever goes with it, 0, kind
+
+The numbers stand behind the pickle, which pickle does not mind: so a record is loaded
+without a copy. They are read first: a worker which dies of the pickle is known to
+have died of that task. To load a pickle is to run what it says.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pickle
+import struct
+from collections.abc import Sequence
+from concurrent.futures.process import _ExceptionWithTraceback, _RemoteTraceback
+from typing import Any, Final
+
+from ipcmap.codec import PickleCodec
+
+__all__ = [
+    "DIED",
+    "KEYWORDS",
+    "NUDGE",
+    "RAISED",
+    "RETURNED",
+    "TAIL",
+    "UNLOADABLE",
+    "UNPREPARED",
+    "cause_from",
+    "dump",
+    "dump_function",
+    "joined",
+    "load",
+    "numbers_of",
+    "pickled_error",
+    "put",
+]
+
+TAIL: Final = struct.Struct("<QQ")
+KEYWORDS: Final = 1 << 63  # beside the number of a function: its arguments are (args, kwargs)
+RETURNED, RAISED, UNLOADABLE = 0, 1, 2  # answers: the pickle of a result, of an exception, why not
+UNPREPARED, DIED, NUDGE = 3, 4, 5  # notices: the initializer failed; a worker died; look again
+_CODEC = PickleCodec()
+_PICKLE = 0x80  # how every pickle begins
+
+
+def dump(obj: Any) -> bytes | Sequence[bytes | memoryview]:
+    """Return the record of an object, or its parts; with cloudpickle where pickle cannot."""
+    buffers: list[pickle.PickleBuffer] = []
+    try:
+        pickled = pickle.dumps(obj, 5, buffer_callback=buffers.append)
+        return _CODEC.dumps(obj) if buffers else pickled
+    except Exception as error:
+        return _dump_by_value(obj, error)
+
+
+def dump_function(function: Any) -> bytes:
+    """Return the pickle of a function: by name, or by value with cloudpickle."""
+    try:
+        return pickle.dumps(function, 5)
+    except Exception as error:
+        return _dump_by_value(function, error)
+
+
+def _dump_by_value(obj: Any, error: Exception) -> bytes:
+    try:
+        cloudpickle = importlib.import_module("cloudpickle")
+    except ImportError:
+        if "<locals>" in str(error) or "<lambda>" in str(error) or "local object" in str(error):
+            error.add_note(
+                "lambdas and functions that are defined in functions have no name to be found by: "
+                "define it at the top of a module, or install ipcmap[cloudpickle]"
+            )
+        raise error from None
+    pickled: bytes = cloudpickle.dumps(obj)
+    return pickled
+
+
+def load(record: bytes) -> Any:
+    """Return the object of a record."""
+    return pickle.loads(record) if record[0] == _PICKLE else _CODEC.loads(record)
+
+
+def numbers_of(record: bytes) -> tuple[int, int]:
+    """Return the two numbers at the end of a record."""
+    number, other = TAIL.unpack(record[-TAIL.size :])
+    return number, other
+
+
+def joined(body: bytes | Sequence[bytes | memoryview], tail: bytes) -> bytes:
+    """Return a record in one piece."""
+    return body + tail if isinstance(body, bytes) else b"".join((*body, tail))
+
+
+def pickled_error(error: BaseException) -> bytes:
+    """Return the record of an exception, which comes back with its traceback as its cause.
+
+    One that cannot be pickled, or not be loaded again, comes as its text.
+    """
+    # The standard library's, whose annotations are wrong.
+    told: Any = _ExceptionWithTraceback(error, error.__traceback__)  # type: ignore[arg-type]
+    try:
+        pickled = pickle.dumps(told, 5)
+        pickle.loads(pickled)
+        return pickled
+    except Exception:
+        name = f"{type(error).__module__}.{type(error).__qualname__}"
+        try:
+            text = str(error)
+        except Exception:
+            text = "whose text cannot be had"
+        instead = RuntimeError(
+            f"{name.removeprefix('builtins.')}: {text} (an exception that cannot be pickled; "
+            "its traceback is the cause of this one)"
+        )
+        return pickle.dumps(_WithCause(instead, told.tb), 5)
+
+
+class _WithCause:
+    """An exception, to be loaded with a text as its cause."""
+
+    def __init__(self, error: BaseException, text: str) -> None:
+        self.error, self.text = error, text
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return cause_from, (self.error, self.text)
+
+
+def cause_from(error: BaseException, text: str) -> BaseException:
+    """Return an exception with the text of a remote traceback as its cause."""
+    error.__cause__ = _RemoteTraceback(text)  # type: ignore[arg-type]
+    return error
+
+
+def put(ring: Any, body: bytes | Sequence[bytes | memoryview], tail: bytes) -> None:
+    """Put a record; its parts are copied once."""
+    if isinstance(body, bytes):
+        ring.put(body + tail)
+        return
+    with ring.claim(sum(map(len, body)) + len(tail)) as view:
+        begin = 0
+        for part in (*body, tail):
+            view[begin : begin + len(part)] = part
+            begin += len(part)

@@ -1,0 +1,354 @@
+"""The workers of an executor: who there is, what each is given, and what becomes of the dead.
+
+A worker has a ring of tasks of its own, which is filled ahead: by one task at a time where they
+are long, by many where they are short. What lies there and was not taken can be taken
+back, for another worker, or for good. A worker says in its cell which task it has in hand
+(worker.py), so that the death of a worker is the loss of that task alone.
+
+All of it is guarded by one lock, under which no code of a caller runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import logging
+import os
+import queue
+import threading
+import time
+from collections import deque
+from concurrent.futures import CancelledError
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any
+
+from ipcmap.arena import Arena
+from ipcmap.errors import ArenaFull, WorkerDied
+from ipcmap.executor_statistics import ExecutorStatistics
+from ipcmap.messages import NUDGE, TAIL
+from ipcmap.seats import Seat
+from ipcmap.tasks import MapCall, Task, TaskFuture
+from ipcmap.worker import Blueprint
+from ipcmap.zygote import Zygote, ZygoteProcess, zygote_for
+
+__all__ = ["STUCK", "Workforce"]
+
+_log = logging.getLogger("ipcmap")
+_MOST_AHEAD = 512  # tasks that a worker holds
+_AHEAD = 500_000  # nanoseconds of work that it holds
+STUCK = 5_000_000  # nanoseconds: nothing waits behind a task that takes longer
+_STILLBORN = 3  # workers in a row that died before they were ready
+_PATIENCE = 0.01  # seconds for a task that was taken to be begun
+
+
+class Workforce:
+    """The half of an executor that nobody waits for.
+
+    Args:
+        blueprint: What every worker has.
+        arena: Where the rings are.
+        max_workers: The most at a time.
+    """
+
+    def __init__(self, blueprint: Blueprint, arena: Arena, max_workers: int) -> None:
+        self.max_workers = max_workers
+        self.broken: str | None = None
+        self.closing = False
+        self.seats: dict[int, Seat] = {}
+        self.queue: deque[Task] = deque()
+        self.tasks: dict[int, Task] = {}  # all that are not done
+        self.lock = threading.RLock()
+        self._blueprint, self._arena = blueprint, arena
+        self._results, self._cells = blueprint.results, blueprint.cells()
+        self._idle: dict[int, Seat] = {}
+        self._finished: dict[int, tuple[TaskFuture[Any], bytes | BaseException]] = {}
+        self._tried: dict[int, int] = {}  # how often a task was lost, and is done again
+        self._overdue: set[int] = set()  # tasks whose workers are killed for them
+        self._mean = float(_AHEAD)  # nanoseconds that a task takes
+        self._ahead = 1
+        self._looked = 0
+        self._stillborn = 0
+        self._timed = False  # some tasks have a timeout
+        self._killed = False  # by terminate_workers or kill_workers
+        self._zygote: Zygote | None = zygote_for(blueprint.work)
+
+    def statistics(self) -> ExecutorStatistics:
+        """Say what there is to do, and what each worker does."""
+        with self.lock:
+            workers = tuple(self.seats[index].statistics() for index in sorted(self.seats))
+            queued = sum(task.number in self.tasks for task in self.queue)
+            return ExecutorStatistics(len(self.tasks), queued, workers)
+
+    def _watch(self, seat: Seat) -> None:
+        """Look after a worker from now on: a part of the subclass."""
+        raise NotImplementedError
+
+    # Tasks go to workers
+
+    def _feed(self) -> None:
+        waiting, idle, tasks = self.queue, self._idle, self.tasks
+        while waiting:
+            if not idle and not self._hire():
+                break
+            task = waiting.popleft()
+            if task.number in tasks:  # and not cancelled
+                _, seat = idle.popitem()
+                if not self._give(seat, [task]):
+                    return
+        if waiting and self._ahead > 1:
+            self._stock_up()
+
+    def _stock_up(self) -> None:
+        """Put short tasks before workers that will soon have none."""
+        now, ahead = time.monotonic_ns(), self._ahead
+        seats = [
+            seat
+            for seat in self.seats.values()
+            if 2 * len(seat.held) <= ahead
+            and not (seat.condemned or seat.is_stuck(now, STUCK) or seat.has_long_tasks())
+        ]
+        if not seats:
+            return
+        room = ahead - max(len(seat.held) for seat in seats)
+        share = min(room, -(-len(self.queue) // len(seats)))
+        tasks = [self.queue.popleft() for _ in range(min(share * len(seats), len(self.queue)))]
+        tasks = [task for task in tasks if task.number in self.tasks]
+        for number, seat in enumerate(seats):
+            self._give(seat, tasks[number :: len(seats)])
+
+    def _give(self, seat: Seat, tasks: list[Task]) -> bool:
+        """Give tasks to a worker; return whether there was room."""
+        refused = seat.give(tasks)
+        if refused is None:
+            self._idle.pop(seat.index, None)
+            return True
+        back, error = refused
+        self._rest(seat)
+        if not isinstance(error, queue.Full) and (
+            not isinstance(error, ArenaFull) or not any(one.held for one in self.seats.values())
+        ):
+            self._end(back.pop(0), error)
+        self.queue.extendleft(reversed(back))
+        return False
+
+    def _rest(self, seat: Seat) -> None:
+        """Note that a worker has nothing to do, if that is so."""
+        if not (seat.held or seat.condemned) and self.seats.get(seat.index) is seat:
+            self._idle[seat.index] = seat
+
+    def _hire(self) -> bool:
+        """Have another worker forked; return whether there is one more."""
+        if len(self.seats) >= self.max_workers or self.broken is not None:
+            return False
+        index = next(number for number in itertools.count() if number not in self.seats)
+        seat = Seat(index, self._cells, self._arena)
+        try:
+            seat.process = self._forked(seat)
+        except (OSError, ValueError) as error:
+            seat.ring.destroy()
+            if not self.seats:
+                self._break(f"no worker can be forked: {error}", error)
+            return False
+        self.seats[index] = self._idle[index] = seat
+        self._watch(seat)
+        return True
+
+    def _forked(self, seat: Seat) -> ZygoteProcess:
+        work, args = self._blueprint.work, (seat.index, seat.ring)
+        name = f"ipcmap: worker {seat.index}"
+        while True:
+            zygote = self._zygote = self._zygote or Zygote(work)
+            try:
+                process = ZygoteProcess(zygote, work, args, name)
+                process.start()
+                return process
+            except BrokenPipeError:
+                _log.warning("zygote of an executor died: pid %d; another is forked", zygote.pid)
+                zygote.close()
+                self._zygote = None
+
+    def _measure(self, seat: Seat) -> None:
+        """Learn how long tasks take, and so how many to put before a worker."""
+        mean = seat.mean()
+        if mean is not None:
+            self._mean += (mean - self._mean) / 4 if mean < self._mean else mean - self._mean
+            self._ahead = 1 + min(_MOST_AHEAD, int(_AHEAD / (self._mean + 1000)))
+
+    def _free_the_stuck(self, now: int) -> None:
+        """Take back what waits behind a task that takes long."""
+        self._looked = now
+        for seat in self.seats.values():
+            if len(seat.held) > 1 and seat.is_stuck(now, STUCK):
+                self.queue.extendleft(reversed(seat.withdraw()))
+
+    def _end(self, task: Task, error: BaseException) -> None:
+        """Let a task be done, by an exception."""
+        owner = task.owner
+        if isinstance(owner, MapCall):
+            owner.answers[task.index] = error
+            owner.notify()
+        else:
+            self._finished[task.number] = owner, error
+        self.tasks.pop(task.number, None)
+
+    # Tasks are given up
+
+    def is_begun(self, task: Task) -> bool:
+        """Return whether a worker has a task in hand."""
+        with self.lock:
+            return task.seat is not None and task.seat.in_hand() is task
+
+    def drop(self, task: Task) -> bool:
+        """Give a task up, and kill the worker that has it in hand; ``False`` = it is done."""
+        until = time.monotonic() + _PATIENCE
+        while True:
+            with self.lock:
+                if task.number not in self.tasks:
+                    return False
+                seat = task.seat
+                if seat is not None:
+                    self.queue.extendleft(reversed(seat.withdraw()))
+                if task.seat is None or task.seat.condemn(task):
+                    self.tasks.pop(task.number, None)
+                    self._feed()
+                    self._nudge()
+                    return True
+            # It was taken and not begun; or it is answered, and the answer not taken.
+            if time.monotonic() > until:
+                return False
+            os.sched_yield()
+
+    def drop_waiting(self) -> None:
+        """Cancel every task that no worker has begun."""
+        with self.lock:
+            for seat in self.seats.values():
+                self.queue.extend(seat.withdraw())
+            dropped = [task for task in self.queue if self.tasks.pop(task.number, None)]
+            self.queue.clear()
+        for task in dropped:
+            if isinstance(task.owner, MapCall):
+                task.owner.answers[task.index] = CancelledError()
+                task.owner.notify()
+            else:
+                task.owner.be_cancelled()
+
+    def drop_call(self, call: MapCall) -> None:
+        """Give up the items of a call that no worker has begun: nobody asks for them any more."""
+        with self.lock:
+            mine = [number for number, task in self.tasks.items() if task.owner is call]
+            if not mine:
+                return
+            for seat in self.seats.values():
+                if any(task.owner is call for task in seat.held.values()):
+                    self.queue.extendleft(reversed(seat.withdraw()))
+            for number in mine:
+                if self.tasks[number].seat is None:
+                    del self.tasks[number]
+            self._feed()
+
+    def _nudge(self) -> None:
+        """Have whoever leads look again."""
+        with contextlib.suppress(queue.Full):
+            self._results.put(TAIL.pack(0, NUDGE), 0)
+
+    # Workers die
+
+    def _bury(self, seat: Seat) -> None:
+        """Replace a dead worker; what it had in hand is lost, or done again."""
+        ready = seat.ready
+        record, lost, rest = seat.clear()
+        self.seats.pop(seat.index, None)
+        self._idle.pop(seat.index, None)
+        if self._killed:  # taken, and not begun
+            for task in rest:
+                self._end(task, CancelledError())
+        else:
+            self.queue.extendleft(reversed(rest))
+        if lost is not None:
+            self._lose(lost, record)
+        self._stillborn = 0 if ready else self._stillborn + 1
+        if self._stillborn >= _STILLBORN and not self.closing:
+            self._break(
+                f"workers die before they are ready: {_STILLBORN} in a row, the last: {record}; "
+                "see what the initializer does",
+                None,
+            )
+
+    def _lose(self, task: Task, record: Any) -> None:
+        overdue = task.number in self._overdue
+        self._overdue.discard(task.number)
+        tried = self._tried.pop(task.number, 0)
+        if tried < task.owner.retries and not self._killed:
+            self._tried[task.number] = tried + 1
+            self.queue.appendleft(task)
+        elif overdue:
+            self._end(
+                task,
+                TimeoutError(
+                    f"task took too long, and its worker was killed: task {task.name}, "
+                    f"timeout={task.owner.timeout} s, pid={record.pid}; give it more (with_options)"
+                ),
+            )
+        else:
+            how = f"signal={record.signal}" if record.signal else f"exitcode={record.exitcode}"
+            error = WorkerDied(
+                f"worker died while it did a task: task {task.name}, pid={record.pid}, {how}; the "
+                "executor goes on, and tries again where it is asked to (retries=)",
+                record,
+                task.name,
+            )
+            if record.traceback:
+                error.add_note(record.traceback)
+            self._end(task, error)
+
+    def _break(self, reason: str, cause: BaseException | None) -> None:
+        """Be of no use any more: every task fails."""
+        self.broken = self.broken or reason
+        for task in list(self.tasks.values()):
+            error = BrokenProcessPool(reason)
+            error.__cause__ = cause
+            self._end(task, error)
+        self.queue.clear()
+        self.closing = True
+        self._nudge()
+
+    def _look_at_the_clock(self) -> None:
+        """Kill the workers whose tasks take longer than they may."""
+        if not self._timed:
+            return
+        now = time.monotonic_ns()
+        with self.lock:
+            for seat in self.seats.values():
+                task = seat.in_hand()
+                timeout = task.owner.timeout if task else None
+                if task is None or timeout is None or seat.condemned:
+                    continue
+                if now - seat.begun() > timeout * 1e9 and seat.condemn(task):
+                    self._overdue.add(task.number)
+
+    def end_workers(self, *, kill: bool) -> None:
+        """Send every worker a signal that ends it."""
+        with self.lock:
+            self._killed = True
+            for seat in self.seats.values():
+                seat.condemned = True
+                if kill:
+                    seat.process.kill()
+                else:
+                    seat.process.terminate()
+
+    def _dismiss_all(self) -> None:
+        """Let the workers go, and give everything back."""
+        if self.broken is not None:
+            self.end_workers(kill=True)
+        for seat in self.seats.values():
+            seat.dismiss()
+        while self.seats:
+            self.seats.popitem()[1].clear()
+        self._idle.clear()
+        if self._zygote is not None and self._zygote.target is not None:
+            self._zygote.close()
+        self._zygote = None
+        self._results.destroy()
+        del self._cells
+        self._blueprint.block.free()

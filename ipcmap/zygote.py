@@ -1,0 +1,336 @@
+"""A process with one thread, forked early, that forks workers whenever they are needed.
+
+A process that has threads should not fork: the child has one thread, and the locks of all.
+So an executor forks its zygote while it is made, and whatever it needs later is forked by
+the zygote. The workers are the zygote's siblings (cloning.py): the caller's own children, which
+it waits for as for any other, and which die with it and not with the zygote. Why so:
+docs/design/0010-zygote.md.
+
+A request is a record on a socket, the answer is the worker's pid, which both the zygote and
+the worker send: so a worker is not lost whose zygote is killed after the fork. An answer to
+an earlier request is skipped.
+
+If the zygote dies
+  before it forks             the socket ends, since nobody else has its other end
+  after it forks              the worker answers
+If the worker dies before it answers, the zygote does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import pickle
+import select
+import signal
+import socket
+import struct
+import threading
+import traceback
+import warnings
+from collections.abc import Callable
+from multiprocessing import process, util
+from typing import Any, NoReturn, cast
+
+from ipcmap._core import libc, liveness
+from ipcmap._core.cloning import clone_sibling
+from ipcmap.last_words import LastWords
+from ipcmap.process import Process, _Birth, _do_nothing, _Popen
+
+__all__ = ["Zygote", "ZygoteProcess", "prefork", "zygote_for"]
+
+_ANSWER = struct.Struct("<Qq")  # the number of a request, and a pid or minus an errno
+_LONGEST = 1 << 16  # bytes of a request
+_LAST_WAIT = 1.0  # seconds for the answer of a worker whose zygote is dead
+
+
+class Zygote:
+    """Forks workers for the process that made it.
+
+    Args:
+        target: What a worker calls; ``None`` = each worker's comes with its request, by
+            pickle. The target itself travels by fork, and needs no pickle.
+
+    Raises:
+        OSError: The kernel has no room for another process, or no pidfd.
+    """
+
+    def __init__(self, target: Callable[..., object] | None = None) -> None:
+        self.target = target
+        self._maker = os.getpid()
+        self._lock = threading.RLock()
+        self._count = 0
+        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._pidfd = -1
+        parent_pidfd = liveness.pidfd_open(self._maker)
+        # Its workers' parent is the thread that forks it.
+        first_thread = threading.get_native_id() == self._maker
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        try:
+            util._flush_std_streams()  # type: ignore[attr-defined]
+            with warnings.catch_warnings():
+                # Of threads we warn ourselves, by name.
+                warnings.simplefilter("ignore", DeprecationWarning)
+                self.pid = os.fork()
+            if self.pid == 0:
+                self._socket.close()
+                _Server(theirs, target, self._maker, parent_pidfd, first_thread, mask).run()
+            self._pidfd = liveness.pidfd_open(self.pid)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            os.close(parent_pidfd)
+            theirs.close()
+
+    @property
+    def usable(self) -> bool:
+        """Whether it lives, and is this process's."""
+        return self._pidfd >= 0 and self._maker == os.getpid() and not _is_readable(self._pidfd)
+
+    def fork(self, request: bytes) -> int:
+        """Have a worker forked, and return its pid.
+
+        Raises:
+            BrokenPipeError: The zygote is dead.
+            OSError: The kernel has no room for another process.
+        """
+        with self._lock:
+            self._count += 1
+            number, pid = 0, 0
+            try:
+                self._socket.sendall(struct.pack("<Q", self._count) + request)
+                while number != self._count:
+                    number, pid = _ANSWER.unpack(self._receive())
+            except (ConnectionError, struct.error):
+                raise BrokenPipeError(f"zygote is dead: pid={self.pid}; make another") from None
+        if pid < 0:
+            raise OSError(-pid, os.strerror(-pid))
+        return pid
+
+    def _receive(self) -> bytes:
+        """Return an answer, nothing if there will be none."""
+        poll = select.poll()
+        poll.register(self._socket, select.POLLIN)
+        poll.register(self._pidfd, select.POLLIN)
+        ready = {descriptor for descriptor, _ in poll.poll()}
+        if self._socket.fileno() not in ready:
+            poll.unregister(self._pidfd)
+            if not poll.poll(_LAST_WAIT * 1000):
+                return b""
+        return self._socket.recv(_ANSWER.size)
+
+    def close(self) -> None:
+        """End it; its workers go on. Twice is once."""
+        if self._maker != os.getpid():
+            return
+        pidfd, self._pidfd = self._pidfd, -1
+        if pidfd >= 0:
+            # It has nothing to save.
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(self.pid, 0)
+            os.close(pidfd)
+        self._socket.close()
+
+
+class _Server:
+    """The zygote's own side."""
+
+    def __init__(
+        self,
+        requests: socket.socket,
+        target: Callable[..., object] | None,
+        parent: int,
+        parent_pidfd: int,
+        first_thread: bool,
+        mask: set[int],
+    ) -> None:
+        self.requests, self.target = requests, target
+        self.parent, self.parent_pidfd = parent, parent_pidfd
+        self.first_thread, self.mask = first_thread, mask
+
+    def run(self) -> NoReturn:
+        """Fork a worker for each request, until the parent ends."""
+        try:
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+                signal.signal(signal.SIGINT, _do_nothing)
+            if self.first_thread:
+                libc.prctl(libc.PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+            # What a collection in a worker looked through would be copied page by page.
+            gc.freeze()
+            self._serve()
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(1)
+
+    def _serve(self) -> None:
+        poll = select.poll()
+        poll.register(self.requests, select.POLLIN)
+        poll.register(self.parent_pidfd, select.POLLIN)
+        while True:
+            ready = [descriptor for descriptor, _ in poll.poll()]
+            if self.parent_pidfd in ready or os.getppid() != self.parent:
+                os._exit(0)
+            request = self.requests.recv(_LONGEST)
+            if not request:
+                os._exit(0)
+            number = int.from_bytes(request[:8], "little")
+            try:
+                pid = clone_sibling()
+            except OSError as error:
+                pid = -(error.errno or 1)
+            if pid == 0:
+                self._be_a_worker(number, request[8:])
+            with contextlib.suppress(OSError):  # the parent is gone: poll says so next
+                self.requests.send(_ANSWER.pack(number, pid))
+
+    def _be_a_worker(self, number: int, request: bytes) -> NoReturn:
+        code = 1
+        try:
+            with contextlib.suppress(OSError):
+                self.requests.send(_ANSWER.pack(number, os.getpid()))
+            name, identity, last_words, carried = pickle.loads(request)
+            worker: Any = Process(target=_run, args=(self.target, carried), name=name, daemon=False)
+            worker._identity, worker._parent_pid = identity, self.parent
+            birth = _Birth(
+                worker, self.parent, self.parent_pidfd, self.first_thread, self.mask, last_words
+            )
+            code = birth._bootstrap(self.requests.detach())  # closes it
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+
+
+def _run(target: Callable[..., object] | None, carried: bytes) -> None:
+    """Call the target; what is missing here is told as the worker's end."""
+    also_carried, args = pickle.loads(carried)
+    (target or also_carried)(*args)
+
+
+class ZygoteProcess(Process):
+    """A process that a zygote forks: a child of this process as any other.
+
+    Args:
+        zygote: Who forks it.
+        target: What it calls; pickled for a zygote that has no target.
+        args: What that is called with; pickled.
+        name: For people to read; ``None`` = one is made up.
+    """
+
+    def __init__(
+        self,
+        zygote: Zygote,
+        target: Callable[..., object],
+        args: tuple[Any, ...] = (),
+        name: str | None = None,
+    ) -> None:
+        super().__init__(name=name, daemon=False)
+        self._zygote = zygote
+        self._carried = pickle.dumps((None if zygote.target else target, args))
+
+    def start(self) -> None:
+        """Have the zygote fork it.
+
+        Unlike other processes it may have children, and be one, where the parent is daemonic: it
+        dies with the parent in any case.
+
+        Raises:
+            BrokenPipeError: The zygote is dead.
+            OSError: The kernel has no room for another process, or has no pidfd.
+        """
+        if self._popen is not None:
+            raise AssertionError("cannot start a process twice")
+        self._popen = _ZygotePopen(cast(Process, self))
+        self._sentinel = self._popen.sentinel
+        process._children.add(self)  # type: ignore[attr-defined]
+
+
+class _ZygotePopen(_Popen):
+    """The parent's end of a process that a zygote forks."""
+
+    def _launch(self, process: Any) -> None:
+        self._last_words = words = LastWords()
+        identity = process._identity
+        try:
+            request = pickle.dumps((process.name, identity, words, process._carried))
+            if len(request) > _LONGEST - 8:
+                raise ValueError(
+                    f"arguments are too long for a zygote: nbytes={len(request)}, "
+                    f"most={_LONGEST - 8}; send them through a Queue"
+                )
+            self.pid = process._zygote.fork(request)
+        except BaseException:
+            self._last_words.take()
+            raise
+        self._take_pidfd()
+        if not self._by_pidfd:
+            os.kill(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
+            self._last_words.take()
+            raise OSError("the kernel has no pidfd, without which a zygote's worker is not watched")
+
+
+_early: list[Zygote] = []
+
+
+def prefork() -> None:
+    """Fork a zygote now, for executors that are made when this process has threads.
+
+    To be called while there is one thread, after the imports that workers should share.
+    An executor that is made later, beside other threads, has its workers forked by this
+    zygote: they see the program as it stands now, and what they need (initializer and its
+    arguments) travels by pickle. Twice is once.
+
+    Raises:
+        OSError: The kernel has no room for another process.
+
+    Example:
+        >>> import ipcmap
+        >>> ipcmap.prefork()
+    """
+    if not any(zygote.usable for zygote in _early):
+        _forget_early()
+        util.Finalize(None, _forget_early, exitpriority=0)
+        _warn_of_threads()
+        _early.append(Zygote())
+
+
+def zygote_for(target: Callable[..., object]) -> Zygote:
+    """Return a zygote for workers that call ``target``: a fresh one, or that of ``prefork()``."""
+    if _other_threads():
+        for zygote in _early:
+            if zygote.usable:
+                return zygote
+        _warn_of_threads()
+    return Zygote(target)
+
+
+def _forget_early() -> None:
+    while _early:
+        _early.pop().close()
+
+
+def _other_threads() -> list[str]:
+    return [one.name for one in threading.enumerate() if one is not threading.current_thread()]
+
+
+def _warn_of_threads() -> None:
+    names = _other_threads()
+    if names:
+        warnings.warn(
+            f"fork while threads run: {', '.join(names)}; what they hold at this moment stays "
+            "locked in the child; make executors before threads, or call ipcmap.prefork() first",
+            RuntimeWarning,
+            stacklevel=4,
+        )
+
+
+def _is_readable(descriptor: int) -> bool:
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    return bool(poll.poll(0))

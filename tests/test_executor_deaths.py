@@ -1,0 +1,297 @@
+"""A worker that dies costs its own task, and nothing else, on every engine."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+
+import pytest
+
+import executors as work
+from ipcmap import Arena, ProcessPoolExecutor, Ring, TaskName, WorkerDied
+from ipcmap.tasks import Task
+
+
+@pytest.fixture
+def executor(engine: str, arena: Arena) -> Iterator[ProcessPoolExecutor]:
+    """An executor of two workers."""
+    with ProcessPoolExecutor(2, arena=arena) as executor:
+        yield executor
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGTERM])
+def test_a_dead_worker_costs_its_task(executor: ProcessPoolExecutor, number: int) -> None:
+    """The future says how the worker ended and which task it was; the others are done."""
+    before = [executor.submit(work.same, item) for item in range(20)]
+    task = executor.submit(work.die, number)
+    after = [executor.submit(work.same, item) for item in range(20)]
+
+    error = task.exception()
+
+    assert isinstance(error, WorkerDied)
+    assert isinstance(error, BrokenProcessPool)
+    assert error.record.signal == number
+    assert error.task == TaskName(error.task.number, "die")
+    assert f"task {error.task.number} (die), pid={error.record.pid}" in str(error)
+    assert [one.result() for one in before + after] == [*range(20)] * 2
+
+
+def test_a_worker_that_exits_costs_its_task(executor: ProcessPoolExecutor) -> None:
+    """With its exit code."""
+    error = executor.submit(work.exit_at_once, 3).exception()
+
+    assert isinstance(error, WorkerDied)
+    assert (error.record.exitcode, error.record.signal) == (3, None)
+
+
+@pytest.mark.parametrize("fatal", [0, 1, 77, 499])
+def test_a_kill_costs_one_item_of_a_map(
+    executor: ProcessPoolExecutor, arena: Arena, fatal: int
+) -> None:
+    """Every other is done once, and its result is there."""
+    list(executor.map(work.same, range(1000)))
+    ring = Ring(arena=arena)
+    tasks = [
+        executor.submit(work.record, ring, item) if item != fatal else executor.submit(work.die)
+        for item in range(500)
+    ]
+
+    outcomes = [task.exception() or task.result() for task in tasks]
+
+    assert isinstance(outcomes.pop(fatal), WorkerDied)
+    assert outcomes == [item for item in range(500) if item != fatal]
+    assert sorted(map(int, ring.get_many())) == outcomes
+
+
+def test_the_iterator_of_a_map_raises_at_the_item_that_was_lost(
+    executor: ProcessPoolExecutor,
+) -> None:
+    """With the number of the item."""
+    results = executor.map(work.die_on, range(100), [50] * 100)
+    assert [next(results) for _ in range(50)] == list(range(50))
+    with pytest.raises(WorkerDied) as raised:
+        next(results)
+    assert raised.value.task.index == 50
+
+
+def test_a_task_is_done_again(executor: ProcessPoolExecutor, arena: Arena) -> None:
+    """As often as it was asked for, and not once more."""
+    ring = Ring(arena=arena)
+    patient = executor.with_options(retries=3)
+    ring.put_many([b""] * 3)
+    assert patient.submit(work.die_once, ring, 7).result() == 7
+    ring.put_many([b""] * 4)
+    assert isinstance(patient.submit(work.die_once, ring, 7).exception(), WorkerDied)
+    ring.put_many([b""] * 20)
+    assert list(executor.with_options(retries=20).map(work.die_once, [ring] * 40, range(40))) == [
+        *range(40)
+    ]
+
+
+def test_a_task_over_its_time_costs_one_worker(executor: ProcessPoolExecutor, arena: Arena) -> None:
+    """And no other task."""
+    said, gate = Ring(arena=arena), Ring(arena=arena)
+    hasty = executor.with_options(timeout=0.1)
+    slow = hasty.submit(work.say_and_wait, said, gate)
+    others = [executor.submit(work.same, item) for item in range(100)]
+
+    error = slow.exception()
+
+    assert isinstance(error, TimeoutError)
+    assert "timeout=0.1 s" in str(error)
+    assert [task.result() for task in others] == list(range(100))
+
+
+def test_a_task_over_its_time_is_done_again(executor: ProcessPoolExecutor, arena: Arena) -> None:
+    """Where that was asked for."""
+    said, gate = Ring(arena=arena), Ring(arena=arena)
+    task = executor.with_options(timeout=0.3, retries=1).submit(work.say_and_wait, said, gate, 7)
+    said.get()
+    said.get()
+    gate.put(b"")
+    assert task.result() == 7
+
+
+def test_a_task_is_cancelled_while_it_runs(executor: ProcessPoolExecutor, arena: Arena) -> None:
+    """Its worker is killed and replaced; no other task is lost."""
+    said, gate = Ring(arena=arena), Ring(arena=arena)
+    task = executor.submit(work.say_and_wait, said, gate)
+    others = [executor.submit(work.same, item) for item in range(100)]
+    said.get()
+    assert task.running()
+
+    assert task.cancel()
+
+    assert task.cancelled()
+    assert not task.running()
+    assert [one.result() for one in others] == list(range(100))
+    assert executor.submit(work.same, 1).result() == 1
+
+
+def test_a_task_that_is_done_is_not_cancelled(executor: ProcessPoolExecutor) -> None:
+    """And costs no worker."""
+    pid = executor.submit(work.pid_of).result()
+    task = executor.submit(work.same, 1)
+    assert task.result() == 1
+    assert not task.cancel()
+    assert pid in executor._processes
+
+
+def test_a_task_that_waits_is_cancelled(executor: ProcessPoolExecutor, arena: Arena) -> None:
+    """No worker ever begins it."""
+    said, gate = Ring(arena=arena), Ring(arena=arena)
+    busy = [executor.submit(work.say_and_wait, said, gate, item) for item in range(2)]
+    waiting = executor.submit(work.say_and_wait, said, gate, "never")
+    said.get()
+    said.get()
+    assert waiting.cancel()
+    gate.put_many([b""] * 3)
+
+    assert [task.result() for task in busy] == [0, 1]
+    assert waiting.cancelled()
+    executor.shutdown()
+    assert len(said) == 0
+
+
+def test_whoever_is_killed_while_idle_is_replaced(executor: ProcessPoolExecutor) -> None:
+    """It costs no task at all."""
+    for _ in range(3):
+        pid = executor.submit(work.pid_of).result()
+        os.kill(pid, signal.SIGKILL)
+        assert executor.submit(work.same, 1).result() == 1
+
+
+def test_another_zygote_is_forked_where_one_dies(executor: ProcessPoolExecutor) -> None:
+    """The workers that there are go on."""
+    pid = executor.submit(work.pid_of).result()
+    assert executor._dispatcher._zygote
+    os.kill(executor._dispatcher._zygote.pid, signal.SIGKILL)
+    assert executor.submit(work.pid_of).result() == pid
+    assert isinstance(executor.submit(work.die).exception(), WorkerDied)
+
+    assert executor.submit(work.same, 1).result() == 1
+
+
+def test_an_object_that_kills_its_worker_costs_its_task(executor: ProcessPoolExecutor) -> None:
+    """Where it is loaded, the task has begun."""
+    error = executor.submit(work.same, work.Loud()).exception()
+    assert isinstance(error, WorkerDied)
+    assert error.task.function == "same"
+
+
+def test_workers_that_are_never_ready_break_the_executor(engine: str, arena: Arena) -> None:
+    """After a few; nobody waits for ever."""
+    with ProcessPoolExecutor(1, initializer=os._exit, initargs=(5,), arena=arena) as executor:
+        error = executor.submit(work.same, 1).exception()
+        assert isinstance(error, BrokenProcessPool)
+        assert "die before they are ready" in str(error)
+
+
+@pytest.mark.parametrize("how", ["terminate_workers", "kill_workers"])
+def test_workers_are_ended(executor: ProcessPoolExecutor, arena: Arena, how: str) -> None:
+    """What they had in hand is lost, and the rest is cancelled."""
+    said, gate = Ring(arena=arena), Ring(arena=arena)
+    tasks = [executor.submit(work.say_and_wait, said, gate, item) for item in range(4)]
+    begun = {int(said.get()), int(said.get())}
+
+    getattr(executor, how)()
+
+    for item, task in enumerate(tasks):
+        assert task.done()
+        if item in begun:
+            assert isinstance(task.exception(), WorkerDied)
+        else:
+            assert task.cancelled()
+
+
+PARENT = """
+import os, signal, sys, time
+import ipcmap
+
+def wait():
+    os.write(1, b"%d\\n" % os.getpid())  # in one piece
+    time.sleep(3600)
+
+if __name__ == "__main__":
+    executor = ipcmap.ProcessPoolExecutor(2)
+    os.write(1, b"%d\\n" % executor._dispatcher._zygote.pid)
+    tasks = [executor.submit(wait) for _ in range(2)]
+    {end}
+"""
+
+
+def _run(tmp_path: Path, end: str) -> subprocess.Popen[str]:
+    program = tmp_path / "program.py"
+    program.write_text(PARENT.format(end=end))
+    return subprocess.Popen(
+        [sys.executable, program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def test_no_process_outlives_a_parent_that_is_killed(tmp_path: Path) -> None:
+    """Neither the zygote nor a worker."""
+    with _run(tmp_path, "time.sleep(3600)") as parent:
+        assert parent.stdout
+        pids = [int(parent.stdout.readline()) for _ in range(3)]
+        parent.kill()
+
+    work.wait_until(lambda: all(map(work.is_gone, pids)))
+
+
+def test_a_program_that_is_interrupted_ends_with_one_traceback(tmp_path: Path) -> None:
+    """The whole group gets the signal, as from a terminal; no worker says anything."""
+    program = tmp_path / "program.py"
+    program.write_text(PARENT.format(end="tasks[0].result()"))
+    with subprocess.Popen(
+        [sys.executable, program],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as parent:
+        assert parent.stdout
+        pids = [int(parent.stdout.readline()) for _ in range(3)]
+        os.killpg(parent.pid, signal.SIGINT)
+        _, said = parent.communicate()
+
+    assert said.count("Traceback") == 1
+    assert said.rstrip().endswith("KeyboardInterrupt")
+    assert all(map(work.is_gone, pids))
+
+
+def test_a_task_that_was_not_begun_is_not_lost(engine: str, arena: Arena) -> None:
+    """Its worker is stopped before it takes it, and killed."""
+    with ProcessPoolExecutor(1, arena=arena) as executor:
+        pid = executor.submit(work.pid_of).result()
+        os.kill(pid, signal.SIGSTOP)
+        tasks = [executor.submit(work.same, item) for item in range(5)]
+        os.kill(pid, signal.SIGKILL)
+
+        assert [task.result() for task in tasks] == list(range(5))
+
+
+def test_a_worker_is_condemned_for_the_task_it_has_in_hand_alone(
+    executor: ProcessPoolExecutor, arena: Arena
+) -> None:
+    """Not for one that it has done, and not for one that it has not begun."""
+    said, gate = Ring(arena=arena), Ring(arena=arena)
+    done = executor.submit(work.same, 1)
+    done.result()
+    running = executor.submit(work.say_and_wait, said, gate)
+    said.get()
+    assert running._task is not None
+    seat = running._task.seat
+    before = Task(done._task.number, b"", done, 0) if done._task else None
+    assert before is not None
+
+    assert not seat.condemn(before)
+    assert not seat.condemn(Task(10**6, b"", done, 0))
+    assert not seat.condemned
+
+    gate.put(b"")
+    assert running.result() == b"begun"
