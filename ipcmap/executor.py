@@ -8,7 +8,7 @@ import pickle
 import types
 import weakref
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor
+from concurrent.futures import Executor, Future
 from types import TracebackType
 from typing import Any, ParamSpec, TypeVar
 
@@ -107,7 +107,7 @@ class ProcessPoolExecutor(Executor):
         self._keeper = _Keeper()  # of all that with_options made
         weakref.finalize(self._keeper, self._dispatcher.let_go).atexit = False
 
-    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> TaskFuture[T]:
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """Have ``fn(*args, **kwargs)`` done, and return its future.
 
         What cannot be pickled is the future's exception. ``future.cancel()`` cancels a task

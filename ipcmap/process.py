@@ -166,9 +166,7 @@ class _Popen(popen_fork.Popen):
         # would send it up the parent's stack.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         first_thread = threading.get_native_id() == self._parent
-        birth = _Birth(
-            process, self._parent, parent_pidfd, first_thread, mask, self._last_words,
-        )  # fmt: skip
+        birth = _Birth(process, self._parent, parent_pidfd, first_thread, mask, self._last_words)
         try:
             super()._launch(birth)  # type: ignore[misc]
         except BaseException:

@@ -14,7 +14,7 @@ import pytest
 
 import executors as work
 from ipcmap import Arena, ProcessPoolExecutor, Ring, TaskName, WorkerDied
-from ipcmap.tasks import Task
+from ipcmap.tasks import Task, TaskFuture
 
 
 @pytest.fixture
@@ -284,6 +284,8 @@ def test_a_worker_is_condemned_for_the_task_it_has_in_hand_alone(
     done.result()
     running = executor.submit(work.say_and_wait, said, gate)
     said.get()
+    assert isinstance(done, TaskFuture)
+    assert isinstance(running, TaskFuture)
     assert running._task is not None
     seat = running._task.seat
     before = Task(done._task.number, b"", done, 0) if done._task else None
