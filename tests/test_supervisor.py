@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
@@ -480,8 +481,9 @@ def test_tasks_are_all_done_though_workers_are_killed_all_the_time(
         while len(done) < 300 or kills < 30:
             victims = [pid for pid in pids(supervisor) if pid]
             for victim in chance.sample(victims, chance.randrange(4)):
-                os.kill(victim, chance.choice([signal.SIGKILL, signal.SIGHUP]))
-                kills += 1
+                with contextlib.suppress(ProcessLookupError):  # it has ended, and was reaped
+                    os.kill(victim, chance.choice([signal.SIGKILL, signal.SIGHUP]))
+                    kills += 1
             supervisor.attend(timeout=chance.random() / 100)
             done |= set(everything(said))
         supervisor.attend(timeout=0)
