@@ -145,15 +145,15 @@ class _Line:
 class _Crowd:
     """Who waits in one loop for one event: all go on at once.
 
-    Each knows how often the armed listeners had been called when it came. A set calls
-    them, so it lets go who was there, though the event is cleared at once.
+    Each knows the count of calls of when it came. A set that calls nobody, for none is armed,
+    is counted among them, so it lets go who was there, though the event is cleared at once.
     """
 
     def __init__(self, loop: Loop, listen: Callable[[], Listener]) -> None:
         self.loop = loop
         self._watch = _Watch(loop, listen)
         self._waiting: dict[Turn, int] = {}
-        self._armed_at = -1  # how often they had been called when the listener was armed
+        self._armed_at = -1  # the count when the listener was armed
 
     async def until(self, is_set: Callable[[], bool]) -> None:
         """Return when it is set, or was since this was called."""

@@ -12,9 +12,10 @@ from collections.abc import Callable
 import pytest
 
 from children import Fork
-from ipcmap import Arena, Event, Ring, Semaphore, StaleHandle, aio
+from ipcmap import Arena, Event, Listener, Ring, Semaphore, StaleHandle, aio
 from ipcmap._core import room_layout as at
-from ipcmap._core.reference_sections import inside
+from ipcmap._core.reference_listeners import Listeners
+from ipcmap._core.reference_sections import Stalled, inside
 from ipcmap._deadline import Deadline
 from ring_harness import die
 from test_aio import descriptors, run, wait_for_the_others
@@ -288,3 +289,55 @@ def test_nothing_is_left_when_all_have_gone(event: Event, leaves: str, arena: Ar
 def test_it_says_what_it_stands_for(event: Event) -> None:
     """Its repr has its object's."""
     assert repr(aio.Event(event)) == f"<ipcmap.aio.Event: {event!r}>"
+
+
+@pytest.mark.usefixtures("short_slices")
+def test_a_set_that_comes_before_the_listener_is_armed_again_is_seen_though_cleared(
+    event: Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever waited then goes on; the flag was set as the listener was to be armed."""
+
+    async def main() -> None:
+        arm = Listener._arm
+        left = [event.set, event.clear]
+
+        def armed(listener: Listener, seen: int | None) -> None:
+            if len(left) == 2:
+                left.pop(0)()
+                arm(listener, seen)
+                left.pop()()
+            else:
+                arm(listener, seen)
+
+        face = aio.Event(event)
+        first = asyncio.create_task(face.wait())
+        await wait_for_the_others()
+        first.cancel()
+        await wait_for_the_others()
+        event.set()  # so that none is armed
+        event.clear()
+        monkeypatch.setattr(Listener, "_arm", armed)
+        assert await face.wait()
+
+    run(main())
+
+
+@pytest.mark.usefixtures("short_slices")
+def test_a_set_that_comes_while_nobody_could_arm_is_seen_though_cleared(
+    event: Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody was stopped in the section when the task came to wait."""
+
+    def stalled(*_: object) -> bool:
+        raise Stalled
+
+    async def main() -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(Listeners, "arm", stalled)
+            waiting = asyncio.create_task(aio.Event(event).wait())
+            await wait_for_the_others()
+        event.set()
+        event.clear()
+        assert await waiting
+
+    run(main())

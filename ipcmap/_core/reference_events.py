@@ -13,9 +13,10 @@ events are used for. Whoever waits then finds the flag: the interrupted thread a
 looks before its sleep, the others by the posts. R3 lets go who was there though the
 flag is cleared at once.
 
-Who listens (reference_listeners) is called as those who wait are woken; that it was called
-tells it of a set, though the flag is clear again. A handler that sets an event whose
-section it interrupted calls nobody: the timers of those who listen find the flag.
+Who listens (reference_listeners) is called as those who wait are woken. Where none is armed,
+the set counts as a call all the same: who came, and has armed nothing yet or could not, is told
+of it by the count, though the flag is clear again. A handler that sets an event whose section
+it interrupted calls nobody: the timers of those who listen find the flag.
 
 If a process dies after E1, before R3, who waits finds the flag a slice late at most;
 if it is cleared before, never. A dead member concerns nobody: its cell is freed when
@@ -29,6 +30,7 @@ from ipcmap._core.reference_listeners import Bell, Known, Listeners, Place
 from ipcmap._core.reference_monitor import Damaged
 from ipcmap._core.reference_rooms import FULL, THROUGH, Member, Note, Room
 from ipcmap._core.reference_sections import Reentered, inside
+from ipcmap._core.ring_layout import WORD_MASK
 from ipcmap._deadline import Deadline
 
 __all__ = ["EventCore"]
@@ -62,7 +64,11 @@ class EventCore(Room):
             self._known = self.listeners().call(self._known)
 
     def _let_go(self) -> tuple[list[int], int]:
-        return self._pass_all(), self._words[at.MARK]  # P5 look
+        words = self._words
+        mark: int = words[at.MARK]  # P5 look
+        if not mark:
+            words[at.CALLS] = words[at.CALLS] + 1 & WORD_MASK
+        return self._pass_all(), mark
 
     def listeners(self) -> Listeners:
         """Return those who listen."""

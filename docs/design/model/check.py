@@ -356,7 +356,7 @@ MUTANTS: list[Mutant] = [
     Mutant("room.calm", "UNMARK_OUTSIDE"),
     Mutant("room.kill", "NO_TIMER"),
     Mutant("room.kill", "NOT_ROBUST"),
-    Mutant("event.set", "NO_RECHECK"),
+    Mutant("event.pulse", "COUNT_CALLS_ALONE"),
     Mutant("event.set", "LOOK_OUTSIDE"),
     Mutant("event.pulse", "FLAG_ONLY"),
     Mutant("event.pulse", "COUNT_ANEW"),

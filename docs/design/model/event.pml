@@ -3,9 +3,9 @@
  * NS setters set it SETS times each; with PULSE they clear it at once. NL lines wait once each, by
  * a descriptor.
  *
- *   set      E1 set, without a section; then in section P: P5 look at the mark. If it is set, in
- *            section P again: W3 call: none is armed any more, by one store of `calls`; then the mark
- *            is cleared. W4 write: a byte for each that was armed
+ *   set      E1 set, without a section; then in section P: P5 look at the mark. If it is not set,
+ *            `calls` is one more. If it is, in section P again: W3 call: none is armed any more, by one
+ *            store of `calls`; then the mark is cleared. W4 write: a byte for each that was armed
  *   wait     a glance at `calls`; then: if the event is set, or `calls` is not what it was, go on;
  *            the pipe is drained; in section P: if it is not set, W2 arm, then the mark; else a byte
  *            for oneself; a glance at `calls` once more; select; and again
@@ -23,7 +23,7 @@ byte armed[NL];                 /* the number of the call to come, 0 = never arm
 bool readable[NL];
 bool rings[NL];
 bool asleep[NL];
-bool there[NL];                 /* it was armed once; kept by nobody in the real thing, as is due */
+bool there[NL];                 /* it has come; kept by nobody in the real thing, as is due */
 bool due[NL];                   /* a set has looked since: it has to go on */
 byte rounds;
 
@@ -51,6 +51,12 @@ proctype setter(byte me) {
 			atomic { marked = mark };                                       /* P5 look */
 #endif
 			atomic {
+#ifndef COUNT_CALLS_ALONE
+				if
+				:: !marked -> calls++
+				:: else
+				fi;
+#endif
 				do
 				:: i < NL -> due[i] = due[i] || there[i]; i++
 				:: else -> i = 0; break
@@ -100,27 +106,21 @@ proctype setter(byte me) {
 #endif
 #define GOES (flag || CALLED)
 
-#ifdef NO_RECHECK
-#define IS_SET false
-#else
-#define IS_SET flag
-#endif
-
 proctype line(byte me; byte mine) {
 	bool owner_died;
 	byte came_at;
 	{
-		atomic { came_at = calls };
+		atomic { came_at = calls; there[mine] = true };
 		do
 		:: atomic { GOES -> due[mine] = false; break }
 		:: atomic { !GOES -> skip };
 			atomic { readable[mine] = false; rings[mine] = false };
 			enter();
 			if
-			:: atomic { !IS_SET -> armed[mine] = calls + 1; there[mine] = true };   /* W2 arm */
+			:: atomic { !flag -> armed[mine] = calls + 1 };                       /* W2 arm */
 			   atomic { mark = true };
 			   quit()
-			:: atomic { IS_SET -> owner[SECTION_P] = 0; readable[mine] = true }
+			:: atomic { flag -> owner[SECTION_P] = 0; readable[mine] = true }
 			fi;
 #ifdef COUNT_ANEW
 			atomic { came_at = calls };
