@@ -81,6 +81,11 @@ class _Watch:
         if not turn.done() and not self._loop.is_closed():
             turn.set_result(None)
 
+    def fail(self, turn: Turn, error: Exception) -> None:
+        """Raise an error in a task that waits, likewise."""
+        if not turn.done() and not self._loop.is_closed():
+            turn.set_exception(error)
+
 
 class _Line:
     """Who waits in one loop to take one thing, or to put it: first come, first served."""
@@ -161,7 +166,11 @@ class _Crowd:
             return
 
         def look() -> None:
-            self._look(is_set)
+            try:
+                self._look(is_set)
+            except Exception as error:  # theirs, not the loop's, which would look for ever
+                for turn in self._waiting:
+                    self._watch.fail(turn, error)
 
         turn: Turn = self.loop.create_future()
         calls = self._waiting[turn] = self._watch.listener()._listeners.calls()

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import pytest
 
 from children import Fork
-from ipcmap import Arena, Event, Listener, Ring, Semaphore, StaleHandle, aio
+from ipcmap import Arena, CorruptError, Event, Listener, Ring, Semaphore, StaleHandle, aio
 from ipcmap._core import room_layout as at
 from ipcmap._core.reference_listeners import Listeners
 from ipcmap._core.reference_sections import Stalled, inside
@@ -289,6 +289,23 @@ def test_nothing_is_left_when_all_have_gone(event: Event, leaves: str, arena: Ar
 def test_it_says_what_it_stands_for(event: Event) -> None:
     """Its repr has its object's."""
     assert repr(aio.Event(event)) == f"<ipcmap.aio.Event: {event!r}>"
+
+
+@pytest.mark.usefixtures("short_slices")
+def test_damage_while_tasks_wait_is_an_error_of_theirs(event: Event) -> None:
+    """And no work for the loop, over and over."""
+
+    async def main() -> None:
+        errors = list[object]()
+        asyncio.get_running_loop().set_exception_handler(lambda _, said: errors.append(said))
+        tasks = [asyncio.create_task(aio.Event(event).wait()) for _ in range(3)]
+        await wait_for_the_others()
+        event._core._words[at.FLAG] = 2
+        said = await asyncio.gather(*tasks, return_exceptions=True)
+        assert [type(error) for error in said] == [CorruptError] * 3
+        assert not errors
+
+    run(main())
 
 
 @pytest.mark.usefixtures("short_slices")
