@@ -54,6 +54,10 @@ class NativeRing(native.RingMethods, Ring):
         else:
             self._core.call_room_listeners()
 
+    def _return_all(self, taken: Sequence[bytes]) -> None:
+        """Have the records of a get that is broken off come again."""
+        self._core.return_all(taken)
+
     def _idle(self) -> None:
         """Look after the family, after a slice of waiting in which nothing came."""
         self._check()
@@ -72,6 +76,7 @@ native.bind(
     free=free_quietly,
     may_spin=may_spin,
     call=NativeRing._call,
+    return_all=NativeRing._return_all,
     for_next_call=(queue.Empty, IpcmapError),
 )
 Ring._accelerated[Ring, "native"] = NativeRing

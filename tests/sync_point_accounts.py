@@ -161,7 +161,9 @@ def _check_records(stage: Stage, struck: bool) -> None:
     lost_at_most = sum(log in stage.consumers and log.phase == GETTING for log in stage.helpers)
     if stage.produces:
         sure -= set(stage.doubts.taken)
-    else:
+    elif not (stage.heard and not stage.large and stage.strike and stage.strike.passing == 1):
+        # Where the call tells a listener, the handler runs there, and the record comes again.
+        # Of large ones, the first is not the first to pass each point.
         lost_at_most += stage.doubts.count
     victim = stage.victim_log
     if struck and stage.strike and stage.mode == "kill":

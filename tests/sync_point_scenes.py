@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable
+from select import select
 
 from sync_point_stage import Stage, code_of, is_over, is_waiting, until
 
@@ -29,6 +30,18 @@ def room(stage: Stage) -> None:
         stage.produce(1)
         stage.asleep(2, 0)
     stage.strike_down()
+
+
+def heard(stage: Stage) -> None:
+    """Somebody listens for what the victim does."""
+    stage.heard = True
+    if not stage.produces:
+        stage.fill(stage.filled)
+    with stage.ring.listen() if stage.produces else stage.ring._listen_for_room() as listener:
+        if not stage.produces:
+            listener._arm(stage.ring._core.consumed())
+        stage.strike_down()
+        until(lambda: is_over(stage.victim) or select([listener], [], [], 0)[0])
 
 
 def edge(stage: Stage) -> None:
@@ -134,6 +147,7 @@ SCENES: dict[str, Callable[[Stage], None]] = {
     scene.__name__: scene
     for scene in (
         room,
+        heard,
         edge,
         padding_alone,
         wait,

@@ -67,6 +67,7 @@ class Stage:
         self.victim_log = self.log(self.producers if self.produces else self.consumers)
         self.drained = self.log(self.consumers)
         (self.producers if self.produces else self.consumers).append(self.child)
+        self.heard = False  # somebody listens for the first record that the victim puts or takes
         self.deaths_inside = 0  # of others than the victim
         self.stops = 0  # of others, in a section
         self.also: list[tuple[str, int, int]] = []

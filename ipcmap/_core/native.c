@@ -142,13 +142,13 @@ Py_ssize_t native_find_slot(PyObject *type, PyObject *slot)
 
 static PyObject *bind(PyObject *module, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"handle", "slot", "put", "get", "put_many", "put_rest", "get_many", "idle", "free", "may_spin", "call", "for_next_call", NULL};
-    PyObject *type, *slot, *methods[9], *errors;
+    static char *names[] = {"handle", "slot", "put", "get", "put_many", "put_rest", "get_many", "idle", "free", "may_spin", "call", "return_all", "for_next_call", NULL};
+    PyObject *type, *slot, *methods[10], *errors;
     (void)module;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!OOOOOOOOOOO!", names, &PyType_Type, &type, &slot,
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!OOOOOOOOOOOO!", names, &PyType_Type, &type, &slot,
                                      &methods[0], &methods[1], &methods[2], &methods[3],
                                      &methods[4], &methods[5], &methods[6], &methods[7],
-                                     &methods[8], &PyTuple_Type, &errors))
+                                     &methods[8], &methods[9], &PyTuple_Type, &errors))
         return NULL;
     Py_ssize_t offset = native_bound.type ? -1 : native_find_slot(type, slot);
     if (offset < 0) {
@@ -168,6 +168,7 @@ static PyObject *bind(PyObject *module, PyObject *args, PyObject *kwargs)
         .free = Py_NewRef(methods[6]),
         .may_spin = Py_NewRef(methods[7]),
         .call = Py_NewRef(methods[8]),
+        .return_all = Py_NewRef(methods[9]),
         .for_next_call = Py_NewRef(errors),
     };
     Py_RETURN_NONE;

@@ -102,6 +102,7 @@ def bind(
     free: Callable[..., bool],
     may_spin: Callable[[], bool],
     call: Callable[..., None],
+    return_all: Callable[..., None],
     for_next_call: tuple[type[Exception], ...],
 ) -> None: ...
 def bind_cells(

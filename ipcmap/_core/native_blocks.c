@@ -189,7 +189,10 @@ verdict_t get_large(PyObject *self, core_t *core, uint64_t pos, uint64_t seen, P
         else
             raise_damaged(nbytes, most + BLOCK_HEADER);
     }
-    if (!free_block(core, &block) || (*record && !call_listeners(self, &attempt)))
+    if (!free_block(core, &block) || (*record && !call_listeners(self, &attempt))) {
+        if (*record)
+            return_all(self, Py_BuildValue("(O)", *record));
         Py_CLEAR(*record);
+    }
     return *record ? GO_ON : FAILED;
 }

@@ -94,6 +94,18 @@ done:
     return result;
 }
 
+/* Have the records of a get come again that an error breaks off, and raise that. A tuple or a
+ * list of them, which is let go; NULL = none, for want of memory. */
+void return_all(PyObject *self, PyObject *taken)
+{
+    PyObject *type, *error, *traceback;
+    PyErr_Fetch(&type, &error, &traceback);
+    if (taken)
+        Py_XDECREF(PyObject_CallFunctionObjArgs(native_bound.return_all, self, taken, NULL));
+    Py_XDECREF(taken);
+    PyErr_Restore(type, error, traceback);
+}
+
 /* Waiting */
 
 static const int64_t ASK_EVERY = 1000000000; /* nanoseconds */

@@ -114,6 +114,8 @@ static inline bool call_listeners(PyObject *self, const attempt_t *attempt)
     return nothing;
 }
 
+void return_all(PyObject *self, PyObject *taken);
+
 typedef enum { FAILED = -1, GIVE_UP, GO_ON } verdict_t;
 
 int native_may_spin(PyObject *ask);

@@ -35,7 +35,7 @@ int native_add_sync_points(PyObject *module);
 extern struct native_bound {
     PyTypeObject *type;
     Py_ssize_t core_offset;
-    PyObject *put, *get, *put_many, *put_rest, *get_many, *idle, *free, *may_spin, *call;
+    PyObject *put, *get, *put_many, *put_rest, *get_many, *idle, *free, *may_spin, *call, *return_all;
     PyObject *for_next_call; /* a tuple of errors that say why nothing more was taken */
 } native_bound;
 

@@ -63,6 +63,8 @@ PyObject *native_get(PyObject *self, PyObject *const *args, Py_ssize_t nargs, Py
                 bool called = call_listeners(self, &attempt);
                 if (LIKELY(outcome == DONE && called))
                     goto done;
+                if (outcome == DONE)
+                    return_all(self, Py_BuildValue("(O)", record));
                 Py_CLEAR(record);
                 if (!called)
                     goto done;
@@ -193,9 +195,9 @@ PyObject *native_get_many(PyObject *self, PyObject *const *args, Py_ssize_t narg
             if (!stop)
                 stop = look_across(ring, WRITE_POS);
             outcome = try_to(core, &attempt);
+            taken += outcome == DONE ? (Py_ssize_t)attempt.done : 0;
             if (!call_listeners(self, &attempt))
                 goto failed;
-            taken += outcome == DONE ? (Py_ssize_t)attempt.done : 0;
         }
         if (taken < PyList_Size(list) && PyList_SetSlice(list, taken, PyList_Size(list), NULL))
             goto failed;
@@ -232,6 +234,8 @@ PyObject *native_get_many(PyObject *self, PyObject *const *args, Py_ssize_t narg
     Py_XDECREF(number);
     goto done;
 failed:
+    if (taken)
+        return_all(self, PyList_GetSlice(list, 0, taken));
     Py_CLEAR(list);
 done:
     pass_on(core, waiting.slept);

@@ -223,7 +223,8 @@ class RingCore(RingBlocks):
             elif answer == EOWNERDEAD:
                 abandon(self._consumers_section)
         if sleepers:
-            self.wake_producers(sleepers)  # P6 post, W3 call
+            taken = () if isinstance(record, int) else (record,)
+            self.wake_producers(sleepers, taken)  # P6 post, W3 call
         return record
 
     def put_soon(self, data: bytes | memoryview) -> int:

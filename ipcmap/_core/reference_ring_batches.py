@@ -111,7 +111,7 @@ class RingBatches(RingCore):
         """
         taken, outcome, sleepers = self._inside(self._consumers_section, deadline, self._take, most)
         if sleepers:
-            self.wake_producers(sleepers)  # P6 post, W3 call
+            self.wake_producers(sleepers, taken)  # P6 post, W3 call
         return taken or outcome
 
     def _take(self, most: int) -> tuple[list[bytes | Cell], int, int]:

@@ -38,6 +38,8 @@ If a process dies (or a signal handler raises)
   R2 to B3     it was the one record of an unfinished get, and the sweep frees it; or it
                is LEASED, and the sweep returns it
   R2 to B3     for want of memory: it becomes LEASED, and is returned at once
+  R2, then raised in the call of who listens for room: likewise, and an inline record
+               is copied into a block for it
   before J1    the copy is its own, the record as it was
   J1 to R2     the next consumer, or the sweep, finishes the lease; then the sweep returns it
 """
@@ -46,7 +48,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from ipcmap._core import ring_layout as at
@@ -63,7 +65,7 @@ from ipcmap._core.reference_ring_waiting import (
 )
 from ipcmap._core.reference_sections import Reentered
 from ipcmap._deadline import Deadline
-from ipcmap.errors import BusyError
+from ipcmap.errors import ArenaFull, BusyError
 
 __all__ = ["NO_SLOT", "Hand", "RingBlocks", "TooSmall"]
 
@@ -348,6 +350,26 @@ class RingBlocks(RingWaiting):
             self._block(cell)[at.B_CALL] = hand.call
             hand.cells.append(self._place.allocator.retag(cell, self._place.slot(), Kind.LEASED))
             self.give_back(hand)  # L1 return
+
+    def return_all(self, taken: Sequence[bytes | Cell]) -> None:
+        """Have the records of a get that is broken off come again, in their order.
+
+        Where the arena has no block for one that was inline, this is lost with the call.
+        """
+        # Behind whatever came back of earlier ones; each of these took eight bytes at least.
+        pos = self._words[at.READ_POS] - len(taken)
+        with contextlib.suppress(ArenaFull, BusyError):
+            for number, record in enumerate(taken, max(0, pos)):
+                if isinstance(record, Cell):
+                    self._block(record)[at.B_POS] = number
+                    self.return_taken(record)
+                else:
+                    cell = self._place.allocator.allocate(
+                        at.BLOCK_HEADER + len(record), Kind.RECORD
+                    )
+                    self.address_block(cell, number, len(record), 0)
+                    self.record_in(cell)[:] = record
+                    self.return_taken(cell)
 
     def contents(self) -> list[Cell]:
         """Take over the blocks of all records, from a ring that nobody uses any more."""

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, TypeVar
 
 from ipcmap._core import processors
 from ipcmap._core import reference_parking as parking
 from ipcmap._core import reference_sections as sections
 from ipcmap._core import ring_layout as at
+from ipcmap._core.reference_cells import Cell
 from ipcmap._core.reference_sections import Stalled, inside
 from ipcmap._deadline import Deadline
 
@@ -153,12 +154,20 @@ class RingWaiting:
         if sleepers > at.SLEEPING:
             self.call_listeners()
 
-    def wake_producers(self, sleepers: int) -> None:
-        """Wake a producer, and who listens for room, likewise."""
-        if sleepers & at.SLEEPING:
-            parking.wake(self._producers_parking)  # P6 post
-        if sleepers > at.SLEEPING:
-            self.call_room_listeners()
+    def wake_producers(self, sleepers: int, taken: Sequence[bytes | Cell] = ()) -> None:
+        """Wake a producer, and who listens for room, likewise; broken off, ``taken`` comes again."""
+        try:
+            if sleepers & at.SLEEPING:
+                parking.wake(self._producers_parking)  # P6 post
+            if sleepers > at.SLEEPING:
+                self.call_room_listeners()
+        except BaseException:
+            self.return_all(taken)
+            raise
+
+    def return_all(self, taken: Sequence[bytes | Cell]) -> None:
+        """Have what a call has taken come again: reference_ring_blocks."""
+        raise NotImplementedError
 
     def call_listeners(self) -> None:
         """Call those who listen for records: reference_ring_listeners."""
