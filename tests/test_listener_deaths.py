@@ -14,6 +14,7 @@ from children import Fork
 from ipcmap import ClosedError, Listener, Ring, Semaphore
 from ipcmap._core import reference_sections as sections
 from ipcmap._core import ring_layout as at
+from ipcmap._core.reference_listeners import write_to
 from ipcmap._deadline import Deadline
 from listening import PATIENCE, is_readable
 from ring_harness import Stores, at_each_store, die
@@ -212,6 +213,32 @@ def test_a_get_that_a_handler_breaks_off_leaves_the_listener_readable_in_time(
 
     for store in range(1, 8):
         assert fork(listen, store).wait() == 0, f"{store=}"
+
+
+def test_a_handler_that_raises_on_the_way_to_a_pipe_leaves_no_descriptor(
+    fork: Fork, chance: random.Random
+) -> None:
+    """Wherever it does: the pipe is opened and noted in one step."""
+
+    def write() -> None:
+        signal.signal(signal.SIGALRM, lambda *_: interrupt())
+        broken_off = 0
+        with Ring().listen() as listener:
+            found, at_first = os.fstat(listener._pipe), os.listdir("/proc/self/fd")
+            target = os.getpid(), listener._pipe, found.st_dev, found.st_ino
+            for _ in range(2000):
+                try:
+                    try:
+                        signal.setitimer(signal.ITIMER_REAL, chance.uniform(2e-6, 60e-6))
+                        write_to(target)
+                    finally:
+                        signal.setitimer(signal.ITIMER_REAL, 0)
+                except Raised:
+                    broken_off += 1
+            assert os.listdir("/proc/self/fd") == at_first
+        assert broken_off > 100
+
+    assert fork(write).wait() == 0
 
 
 def test_a_killed_listener_costs_one_put_a_look(ring_type: type[Ring], fork: Fork) -> None:

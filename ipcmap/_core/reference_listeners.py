@@ -268,15 +268,21 @@ def write_to(target: Target) -> None:
     if not (0 < pid <= MAX_PID and number <= _MAX_FD):
         return
     path = f"/proc/{pid}/fd/{number}"
+    # Opened and noted, closed and done with, in one step of C each: a signal handler may raise
+    # after any call (reference_sections).
+    opened = list[int]()
+    closing = map(os.close, opened)
     with contextlib.suppress(OSError):
         # To open whatever else has the number by now could have effects of its own.
         if os.readlink(path) != f"pipe:[{identity[1]}]":
             return
         # For reading as well: where the listener has just closed it, the write is no SIGPIPE.
-        fd = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+        flags = os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
         try:
-            found = os.fstat(fd)
+            opened.extend(map(os.open, (path,), (flags,)))
+            found = os.fstat(opened[0])
             if [found.st_dev, found.st_ino] == identity:
-                os.write(fd, b"\0")  # W4 write
+                os.write(opened[0], b"\0")  # W4 write
         finally:
-            os.close(fd)
+            for _ in closing:
+                pass
