@@ -140,29 +140,24 @@ class RingHandle(Structure):
         self._check()
         core, waited = self._core, False
         taken: Result | Cell | int
+        seen: int | None = None  # what an attempt went by that found nothing
         kind = Kind.LEASED if hand else Kind.RECORD
         with self._telling(queue.Empty):
-            while True:
-                try:
-                    taken = attempt(deadline)
-                except Stalled:
-                    rearm(self._key, None)
-                    raise
-                if not isinstance(taken, int):
-                    break
-                if taken == NO_SLOT:
-                    core.claim_slot()
-                    continue
-                returned = core.take_returned(kind, hand, deadline)
-                if returned:
-                    taken = returned
-                    break
-                try:
-                    self._wait(core.consumers, taken, deadline)
-                except Stalled:
-                    rearm(self._key, taken)
-                    raise
-                waited = True
+            try:
+                while isinstance(taken := attempt(deadline), int):
+                    if taken == NO_SLOT:
+                        core.claim_slot()
+                        continue
+                    returned = core.take_returned(kind, hand, deadline)
+                    if returned:
+                        taken = returned
+                        break
+                    seen = taken
+                    self._wait(core.consumers, seen, deadline)
+                    seen, waited = None, True
+            except Stalled:
+                rearm(self._key, seen)
+                raise
             if waited:
                 core.pass_on()
             return taken
@@ -204,7 +199,11 @@ class RingHandle(Structure):
                 free_quietly(self._allocator, copy)  # B3 free
             if isinstance(taken, Cell):
                 return taken
-            copy = self._take_block(taken.nbytes - at.BLOCK_HEADER, hand, deadline, queue.Empty)
+            try:
+                copy = self._take_block(taken.nbytes - at.BLOCK_HEADER, hand, deadline, queue.Empty)
+            except queue.Empty:
+                rearm(self._key, None)
+                raise
 
     # For queues
 

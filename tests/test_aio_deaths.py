@@ -233,6 +233,43 @@ def test_a_loop_sleeps_while_somebody_is_stopped_in_a_section(
     ring.destroy()
 
 
+def test_a_loop_sleeps_while_somebody_is_stopped_in_the_allocator(
+    arena: Arena, engine: str, fork: Fork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A queue whose records are leased needs a block for one; it looks again as timers ring."""
+    tasks: JoinableQueue[str] = JoinableQueue(arena=arena)
+    attempts = 0
+    monkeypatch.setattr(sections, "_GRACE", 0.001)
+
+    def stop() -> None:
+        section = arena._open().allocator._section
+        sections.inside(section, Deadline(None), os.kill, os.getpid(), signal.SIGSTOP)
+
+    async def main() -> None:
+        nonlocal attempts
+        face = aio.Queue(tasks)
+        getting = asyncio.create_task(face.get())
+        await wait_for_the_others()
+        child = fork(stop)
+        os.waitid(os.P_PID, child.pid, os.WSTOPPED)
+        get_now = face._get_now
+
+        def counted() -> str:
+            nonlocal attempts
+            attempts += 1
+            return get_now()
+
+        face._get_now = counted
+        tasks.put("a task")
+        await asyncio.sleep(0.3)
+        assert 1 <= attempts <= 2
+        os.kill(child.pid, signal.SIGCONT)
+        assert await getting == "a task"
+        assert child.wait() == 0
+
+    run(main())
+
+
 def test_every_record_arrives_while_those_who_await_are_killed(
     ring_type: RingType, fork: Fork, chance: random.Random
 ) -> None:
