@@ -314,3 +314,39 @@ def test_the_end_comes_after_what_is_left(native_arena: Arena) -> None:
         ring.put_many([b"x"])
     with pytest.raises(ClosedError):
         ring.get_many()
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_a_thread_that_is_both_sides_waits_for_nobody_to_get_ahead(
+    native_arena: Arena, full: bool
+) -> None:
+    """Each side of the ring had to wait once; a pair costs what it costs in another ring."""
+
+    def prepared(waits: bool) -> Ring:
+        ring = Ring(4096, arena=native_arena)
+        side = (lambda: ring.put(b"x")) if full else ring.get
+        while full and ring._core.backlog() < ring.capacity - 16:
+            ring.put(b"x")
+        if waits:
+            thread = threading.Thread(target=side)
+            thread.start()
+            while not sum(ring._core.glance()[1:3]):
+                time.sleep(0.001)
+            ring.get() if full else ring.put(b"x")
+            thread.join()
+        if not full:
+            ring.put(b"x")
+        return ring
+
+    def pair(ring: Ring) -> int:
+        """Return the nanoseconds of 100 pairs."""
+        begin = time.perf_counter_ns()
+        for _ in range(100):
+            ring.get()
+            ring.put(b"x")
+        return time.perf_counter_ns() - begin
+
+    rings = prepared(False), prepared(True)
+    costs = [[pair(ring) for ring in rings] for _ in range(500)]
+    usual, after_a_wait = (min(column) for column in zip(*costs, strict=True))
+    assert after_a_wait < 2.5 * usual

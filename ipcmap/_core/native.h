@@ -80,6 +80,7 @@ typedef struct {
     patience_t patience;
     _Atomic bool spins;        /* whether a wait of this side last looked on before it slept */
     _Atomic int64_t looked_at; /* nanoseconds; when a look across last found little */
+    _Atomic unsigned vain, skips; /* pauses in a row that brought nothing; looks without one, to come */
 } side_t;
 
 typedef struct {

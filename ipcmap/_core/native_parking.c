@@ -55,6 +55,7 @@ enum {
     LOOKS_A_CLOCK = 8, /* looks between two readings of the clock */
     PAUSES_A_LOOK = 16,
     PROBE_EVERY = 32,
+    MOST_VAIN = 7, /* times in a row that count */
 };
 
 void patience_begin(patience_t *patience)
@@ -139,7 +140,8 @@ static uint64_t ahead_of(const ring_t *ring, const side_t *side)
 /* Before a look across that finds little, as the last one did a moment ago, let the other
  * side get ahead. Where one side follows the other record by record, each look takes the
  * other's line away from it, and both wait for lines more than they work. Whoever catches
- * up is the faster side, and loses no time by it. */
+ * up is the faster side, and loses no time by it. Each time that it was in vain, twice as
+ * many looks go without it. */
 void parking_fall_behind(const ring_t *ring, side_t *side)
 {
     uint64_t enough = ring->capacity / 8, ahead = ahead_of(ring, side);
@@ -147,15 +149,26 @@ void parking_fall_behind(const ring_t *ring, side_t *side)
         enough = ENOUGH;
     if (!ahead || ahead > enough / 4 || !atomic_load_explicit(&side->spins, memory_order_relaxed))
         return;
+    unsigned skips = atomic_load_explicit(&side->skips, memory_order_relaxed);
+    if (skips) {
+        atomic_store_explicit(&side->skips, skips - 1, memory_order_relaxed);
+        return;
+    }
     int64_t now = monotonic_ns(), looked_at = atomic_load_explicit(&side->looked_at, memory_order_relaxed);
     atomic_store_explicit(&side->looked_at, now, memory_order_relaxed);
     if (now - looked_at > A_MOMENT)
         return;
+    uint64_t before = ahead;
     for (int64_t until = now + BEHIND; now < until && ahead < enough; now = monotonic_ns()) {
         for (int pauses = 0; pauses < PAUSES_A_LOOK; pauses++)
             relax();
         ahead = ahead_of(ring, side);
     }
+    /* In vain: perhaps this thread is both sides. */
+    unsigned vain = atomic_load_explicit(&side->vain, memory_order_relaxed);
+    vain = ahead != before ? 0 : vain < MOST_VAIN ? vain + 1 : MOST_VAIN;
+    atomic_store_explicit(&side->vain, vain, memory_order_relaxed);
+    atomic_store_explicit(&side->skips, (1u << vain) - 1, memory_order_relaxed);
 }
 
 /* Visit the other's section: look, and be a sleeper or be none any more. */

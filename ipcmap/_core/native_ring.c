@@ -48,6 +48,8 @@ static void open_side(ring_t *ring, side_t *side, bool produces)
     patience_begin(&side->patience);
     atomic_init(&side->spins, false);
     atomic_init(&side->looked_at, 0);
+    atomic_init(&side->vain, 0);
+    atomic_init(&side->skips, 0);
 }
 
 /* Have a ring that lies in shared memory; nothing there is looked at or changed. */
