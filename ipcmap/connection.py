@@ -262,10 +262,13 @@ class Connection(ConnectionHandle):
         handle, self._handle = self._handle, None
         if handle is None:
             return
-        self._end_of_receiving()
-        os.close(handle)
-        while self._others:
-            self._others.pop()()
+        try:
+            self._end_of_receiving()
+            self._end_of_sending()
+        finally:
+            os.close(handle)
+            while self._others:
+                self._others.pop()()
 
     def __enter__(self) -> Self:
         return self

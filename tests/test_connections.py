@@ -470,6 +470,44 @@ def test_the_fast_way_is_taken_again(ends: Ends, fork: Fork) -> None:
     assert child.wait() == 0
 
 
+@pytest.mark.parametrize("how", ["send", "close", "fileno"])
+def test_who_waits_at_the_ring_is_woken(
+    ends: Ends, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a message, by the end, and where messages go another way from then on."""
+    monkeypatch.setattr("ipcmap.connection_handle._AT_RING", 3600.0)
+    first, second = ends
+    assert second._in
+    words = second._in._core._words
+    taken: list[Any] = []
+
+    def receive() -> None:
+        try:
+            taken.append(second.recv())
+        except EOFError:
+            taken.append(EOFError)
+
+    thread = threading.Thread(target=receive)
+    thread.start()
+    while not words[ring_layout.CONSUMERS_SLEEPING]:
+        os.sched_yield()
+    assert mode(second) == 0
+    if how == "fileno":
+        second.fileno()
+    if how == "close":
+        first.close()
+    else:
+        first.send(1)
+    thread.join()
+    assert taken == [EOFError if how == "close" else 1]
+
+
+def test_who_closes_an_end_has_both_sides_ask_the_kernel(ends: Ends) -> None:
+    """Who sends to it with the next message, and who receives from it at once."""
+    ends[1].close()
+    assert [mode(one) for one in ends] == [1, 1]
+
+
 # Processes
 
 
