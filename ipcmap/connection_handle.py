@@ -70,7 +70,7 @@ from ipcmap._core import libc
 from ipcmap._core.reference_sections import Reentered, inside
 from ipcmap._core.ring_layout import CLOSED, READ_POS, ROOM_END, WRITE_POS
 from ipcmap._deadline import Deadline
-from ipcmap.errors import BusyError, ClosedError, IpcmapError
+from ipcmap.errors import ArenaFull, BusyError, ClosedError, IpcmapError, RecordTooLarge
 from ipcmap.ring import Ring
 
 __all__ = ["SLEEPING", "SLICE", "WATCHED", "ConnectionHandle"]
@@ -140,6 +140,8 @@ class ConnectionHandle:
                 self._asked = 0.0
             except ClosedError:  # C1 mode: it has changed
                 pass
+            except (ArenaFull, RecordTooLarge):  # packets take no room in the arena
+                self._set_mode(ring, SLEEPING)
 
     def _check_receivers(self) -> None:
         poll = select.poll()

@@ -90,6 +90,31 @@ def test_an_array_comes_out_writable(ends: Ends) -> None:
         found[0] = 1
 
 
+def test_a_message_for_which_the_arena_has_no_room_arrives(fork: Fork) -> None:
+    """In its turn, and also if it never had any."""
+    arena = Arena(limit=1 << 20)
+    reader, writer = Pipe(duplex=False, arena=arena)
+    lengths = [100, 300_000, 300_000, 300_000, 300_000, 10, LARGE, 20, 300_000]
+
+    def send() -> None:
+        for number, length in enumerate(lengths):
+            writer.send_bytes(bytes([number]) * length)
+
+    try:
+        child = fork(send)
+        writer.close()
+        ended = os.WEXITED | os.WNOWAIT | os.WNOHANG
+        while mode(reader) == 0 and not os.waitid(os.P_PID, child.pid, ended):
+            os.sched_yield()
+        found = [reader.recv_bytes() for _ in lengths]
+        assert [(len(one), one[0]) for one in found] == [
+            (length, number) for number, length in enumerate(lengths)
+        ]
+        assert child.wait() == 0
+    finally:
+        reader.close()
+
+
 def test_an_object_is_a_pickle_as_bytes(ends: Ends) -> None:
     """Either way, as in multiprocessing."""
     ends[0].send(("k", 1))
