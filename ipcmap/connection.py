@@ -218,6 +218,7 @@ class Connection(ConnectionHandle):
             if self._has_left(ring) or self._sleep(deadline.slice(SLICE)):
                 return True
             if not remaining:
+                self._tell_of_the_rest(ring)
                 return self._has_left(ring)
 
     # Facts and the end
@@ -231,9 +232,11 @@ class Connection(ConnectionHandle):
             OSError: It was closed here.
         """
         handle = self._check_open()
-        if self._watch >= 0:
-            return self._watch
         ring = self._in
+        if self._watch >= 0:
+            if ring is not None:  # another process may have taken what it had
+                self._tell_of_the_rest(ring)
+            return self._watch
         if ring is not None:
             self._set_mode(ring, WATCHED)
             if self._has_left(ring):

@@ -410,6 +410,22 @@ def test_what_was_sent_before_the_descriptor_was_asked_for_is_told(ends: Ends) -
     assert second.recv() == 4
 
 
+def test_what_another_process_took_is_told_of_no_more(ends: Ends, fork: Fork) -> None:
+    """Though it has not the descriptor that told of it."""
+    first, second = ends
+    first.send(1)
+    go_on = Semaphore(0)
+    child = fork(lambda: go_on.acquire() and second.recv())
+    assert readable(second)
+    go_on.release()
+    child.wait()
+    assert not second.poll()
+    assert not readable(second)
+    first.send(2)
+    assert readable(second)
+    assert second.recv() == 2
+
+
 def test_a_message_that_there_was_no_memory_for_comes_again(ends: Ends) -> None:
     """Also where messages go through the kernel since."""
     first, second = ends
