@@ -20,6 +20,7 @@ from ipcmap._deadline import Deadline
 from ipcmap.arena import Arena
 from ipcmap.connection_handle import SLEEPING, SLICE, WATCHED, ConnectionHandle
 from ipcmap.ended_pipes import made
+from ipcmap.errors import ArenaFull
 from ipcmap.ring import Ring
 
 __all__ = ["Connection", "Pipe"]
@@ -37,7 +38,8 @@ def Pipe(duplex: bool = True, *, arena: Arena | None = None) -> tuple[Connection
         arena: Where its rings are; ``None`` = the default arena.
 
     Raises:
-        ArenaFull: The arena has no room for it.
+        ArenaFull: The arena has no room for it. Where pipes that have ended take it up,
+            the call frees them, which may take two seconds.
         OSError: No descriptor is left.
 
     Example:
@@ -55,7 +57,13 @@ def Pipe(duplex: bool = True, *, arena: Arena | None = None) -> tuple[Connection
         (None, None)
     """
     made.free_ended()
-    rings = [Ring(_CAPACITY, arena=arena) for _ in range(1 + duplex)]
+    while True:
+        try:
+            rings = [Ring(_CAPACITY, arena=arena) for _ in range(1 + duplex)]
+            break
+        except ArenaFull:
+            if not made.free_for_want():
+                raise
     sockets = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     made.add({os.fstat(one.fileno()).st_ino for one in sockets}, rings)
     first, second = (one.detach() for one in sockets)

@@ -753,6 +753,32 @@ def test_the_rings_of_ended_pipes_are_freed(
     assert arena.statistics().blocks == 0
 
 
+def test_a_pipe_for_which_there_is_no_room_takes_that_of_ended_ones(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """However few they are; where none has ended, there is none."""
+    ended = ended_pipes.EndedPipes()
+    monkeypatch.setattr("ipcmap.connection.made", ended)
+    monkeypatch.setattr(ended_pipes.EndedPipes, "_REST", 0.01)
+    arena = Arena(limit=1 << 20)
+    kept: list[Connection] = []
+
+    def make_all() -> None:
+        while True:
+            kept.extend(Pipe(arena=arena))
+
+    for _ in range(30):
+        ends = Pipe(arena=arena)
+        for one in ends:
+            one._in._share()  # type: ignore[union-attr]
+            one.close()
+    with pytest.raises(ipcmap.ArenaFull):
+        make_all()
+    assert kept
+    for one in kept:
+        one.close()
+
+
 def test_a_pipe_that_was_not_shared_is_freed_with_its_ends(arena: Arena) -> None:
     """At once."""
     ends = Pipe(arena=arena)
