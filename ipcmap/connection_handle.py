@@ -192,21 +192,20 @@ class ConnectionHandle:
         ring: Any = self._in
         words = ring._core._words
         if not words[CLOSED]:
-            try:
-                record: bytes = ring.get(_AT_RING)
+            record = self._get_at_ring(ring)
+            if record is not None:
                 return record
-            except (queue.Empty, ClosedError):
-                self._short = False
+            self._short = False
         while True:
             self._set_mode(ring, SLEEPING)
             # Nothing is put into the ring any more; what it has is older than any packet.
             if self._has_left(ring):
                 try:
-                    record = ring.get(0)
+                    left: bytes = ring.get(0)
                 except (queue.Empty, ClosedError):  # another was faster
                     continue
                 self._tell_of_the_rest(ring)
-                return record
+                return left
             packet = self._read()
             if packet:
                 message = self._message(packet)
@@ -217,17 +216,26 @@ class ConnectionHandle:
                     self._sleep(SLICE)
                     continue
                 self._short = False
-                try:
-                    record = ring.get(_AT_RING)
+                record = self._get_at_ring(ring)
+                if record is not None:
                     self._short = True
                     return record
-                except (queue.Empty, ClosedError):
-                    pass
             elif not self._has_left(ring):
                 if self._missing:
                     self._partial, self._missing = [], 0
                     raise OSError("got end of file during message: who sent it died")
                 raise EOFError
+
+    def _get_at_ring(self, ring: Any) -> bytes | None:
+        try:
+            record: bytes = ring.get(_AT_RING)
+            return record
+        except (queue.Empty, ClosedError):
+            return None
+        except BaseException:
+            # By a signal handler. One that comes again and again must not keep us from the end.
+            self._leave_ring(ring)
+            raise
 
     def _read(self) -> bytes | None:
         """Return a packet; ``None`` = there is none, empty = there will never be one."""
