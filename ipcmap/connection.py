@@ -20,6 +20,7 @@ from ipcmap._deadline import Deadline
 from ipcmap.arena import Arena
 from ipcmap.connection_handle import SLEEPING, SLICE, WATCHED, ConnectionHandle
 from ipcmap.ended_pipes import made
+from ipcmap.errors import ArenaFull
 from ipcmap.ring import Ring
 
 __all__ = ["Connection", "Pipe"]
@@ -37,7 +38,8 @@ def Pipe(duplex: bool = True, *, arena: Arena | None = None) -> tuple[Connection
         arena: Where its rings are; ``None`` = the default arena.
 
     Raises:
-        ArenaFull: The arena has no room for it.
+        ArenaFull: The arena has no room for it. Where pipes that have ended take it up,
+            the call frees them, which may take two seconds.
         OSError: No descriptor is left.
 
     Example:
@@ -55,7 +57,13 @@ def Pipe(duplex: bool = True, *, arena: Arena | None = None) -> tuple[Connection
         (None, None)
     """
     made.free_ended()
-    rings = [Ring(_CAPACITY, arena=arena) for _ in range(1 + duplex)]
+    while True:
+        try:
+            rings = [Ring(_CAPACITY, arena=arena) for _ in range(1 + duplex)]
+            break
+        except ArenaFull:
+            if not made.free_for_want():
+                raise
     sockets = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     made.add({os.fstat(one.fileno()).st_ino for one in sockets}, rings)
     first, second = (one.detach() for one in sockets)
@@ -218,6 +226,7 @@ class Connection(ConnectionHandle):
             if self._has_left(ring) or self._sleep(deadline.slice(SLICE)):
                 return True
             if not remaining:
+                self._tell_of_the_rest(ring)
                 return self._has_left(ring)
 
     # Facts and the end
@@ -231,9 +240,11 @@ class Connection(ConnectionHandle):
             OSError: It was closed here.
         """
         handle = self._check_open()
-        if self._watch >= 0:
-            return self._watch
         ring = self._in
+        if self._watch >= 0:
+            if ring is not None:  # another process may have taken what it had
+                self._tell_of_the_rest(ring)
+            return self._watch
         if ring is not None:
             self._set_mode(ring, WATCHED)
             if self._has_left(ring):
@@ -262,10 +273,13 @@ class Connection(ConnectionHandle):
         handle, self._handle = self._handle, None
         if handle is None:
             return
-        self._end_of_receiving()
-        os.close(handle)
-        while self._others:
-            self._others.pop()()
+        try:
+            self._end_of_receiving()
+            self._end_of_sending()
+        finally:
+            os.close(handle)
+            while self._others:
+                self._others.pop()()
 
     def __enter__(self) -> Self:
         return self

@@ -1,7 +1,8 @@
 """Pipes: two ends, and objects or bytes from one to the other, as multiprocessing has them.
 
-What is sent goes through a ring as long as the other side is awake, and through a pair of
-sockets while it sleeps. The ring is fast and makes no system call. The sockets are what the
+What is sent goes through a ring as long as the other side is awake or has not slept for long,
+and through a pair of sockets while it sleeps. The ring is fast and makes no system call
+where both run. The sockets are what the
 kernel knows of a pipe: they wake who waits in select, poll or a recv, and they end when
 every process that held the other end has closed it or died, which no count in shared
 memory could promise.
@@ -10,7 +11,8 @@ memory could promise.
            `--> packets of a socket (mode SLEEPING, WATCHED) --'
 
 Shared fields, of each direction          written by    guard
-  mode    the ring's word CLOSED          receiver      the producers' section
+  mode    the ring's word CLOSED          receiver; a   the producers' section
+                                          sender: SLEEPING alone
           RING       0: put into the ring
           SLEEPING   1: the receiver sleeps, or did so last; send packets
           WATCHED    2: it was asked for its descriptor, and may be in select at any
@@ -39,7 +41,10 @@ If a process dies
 
 A put into the ring asks the kernel whether anybody is there once in 100 µs at most. What was
 sent in less than that after the last receiver died is lost in the ring, as it would be in
-a pipe's buffer. A receiver that closes its end says so at once, by SLEEPING.
+a pipe's buffer. A receiver that waits at the ring, for 10 ms at most, asks the kernel
+after it: so long may it take until it hears that the last sender was killed. Who closes an
+end says so at once, by SLEEPING, in both directions: the others ask the kernel then. SLEEPING
+is right at any time and from anybody, it only costs.
 
 Not promised: several processes or threads that receive from one end at a time need a lock,
 as in multiprocessing; without one, each message still goes to one of them, but one
@@ -65,7 +70,7 @@ from ipcmap._core import libc
 from ipcmap._core.reference_sections import Reentered, inside
 from ipcmap._core.ring_layout import CLOSED, READ_POS, ROOM_END, WRITE_POS
 from ipcmap._deadline import Deadline
-from ipcmap.errors import BusyError, ClosedError, IpcmapError
+from ipcmap.errors import ArenaFull, BusyError, ClosedError, IpcmapError, RecordTooLarge
 from ipcmap.ring import Ring
 
 __all__ = ["SLEEPING", "SLICE", "WATCHED", "ConnectionHandle"]
@@ -76,8 +81,8 @@ _MOST_LARGE = 16  # messages on their way before one that needs a block waits
 _PACKET = 1 << 15  # bytes of a message in one packet
 _WHOLE, _FIRST, _NEXT = b"\0", b"\1", b"\2"  # how a packet begins
 
-_LOOK_ON = 200e-6  # seconds to wait at the ring, before a sleep
-_SHORT = 500e-6  # seconds: after a sleep of less, the ring is worth another try
+_AT_RING = 10e-3  # seconds to wait at the ring, asleep there as well, before packets are asked for
+_SHORT = 5e-3  # seconds: after a sleep of less, the ring is worth another try
 _ASK = 100e-6  # seconds between two questions whether anybody is there
 SLICE = 1.0  # seconds of one sleep, for whoever shares an end without a lock
 
@@ -135,6 +140,8 @@ class ConnectionHandle:
                 self._asked = 0.0
             except ClosedError:  # C1 mode: it has changed
                 pass
+            except (ArenaFull, RecordTooLarge):  # packets take no room in the arena
+                self._set_mode(ring, SLEEPING)
 
     def _check_receivers(self) -> None:
         poll = select.poll()
@@ -185,21 +192,20 @@ class ConnectionHandle:
         ring: Any = self._in
         words = ring._core._words
         if not words[CLOSED]:
-            try:
-                record: bytes = ring.get(_LOOK_ON)
+            record = self._get_at_ring(ring)
+            if record is not None:
                 return record
-            except (queue.Empty, ClosedError):
-                self._short = False
+            self._short = False
         while True:
             self._set_mode(ring, SLEEPING)
             # Nothing is put into the ring any more; what it has is older than any packet.
             if self._has_left(ring):
                 try:
-                    record = ring.get(0)
+                    left: bytes = ring.get(0)
                 except (queue.Empty, ClosedError):  # another was faster
                     continue
                 self._tell_of_the_rest(ring)
-                return record
+                return left
             packet = self._read()
             if packet:
                 message = self._message(packet)
@@ -210,17 +216,26 @@ class ConnectionHandle:
                     self._sleep(SLICE)
                     continue
                 self._short = False
-                try:
-                    record = ring.get(_LOOK_ON)
+                record = self._get_at_ring(ring)
+                if record is not None:
                     self._short = True
                     return record
-                except (queue.Empty, ClosedError):
-                    pass
             elif not self._has_left(ring):
                 if self._missing:
                     self._partial, self._missing = [], 0
                     raise OSError("got end of file during message: who sent it died")
                 raise EOFError
+
+    def _get_at_ring(self, ring: Any) -> bytes | None:
+        try:
+            record: bytes = ring.get(_AT_RING)
+            return record
+        except (queue.Empty, ClosedError):
+            return None
+        except BaseException:
+            # By a signal handler. One that comes again and again must not keep us from the end.
+            self._leave_ring(ring)
+            raise
 
     def _read(self) -> bytes | None:
         """Return a packet; ``None`` = there is none, empty = there will never be one."""
@@ -258,15 +273,17 @@ class ConnectionHandle:
         return (moved and core.backlog_records() > 0) or core.count_returned() > 0
 
     def _set_mode(self, ring: Ring, mode: int) -> None:
-        """Have senders send packets from here on, if they do not yet."""
-        words = ring._core._words
+        """Have senders send packets from here on, if they do not yet; who waits at the ring looks."""
+        core = ring._core
+        words = core._words
 
         def change() -> None:
             words[ROOM_END] = 0  # or a put would not look whether the ring takes any
             words[CLOSED] = max(words[CLOSED], mode)  # C1 mode
 
         if words[CLOSED] < mode:
-            _inside(ring._core, change)
+            _inside(core, change)
+            core.wake_next(core.consumers)
 
     def _flip(self, ring: Ring) -> bool:
         """Have senders use the ring again, if that loses no packet."""
@@ -294,9 +311,16 @@ class ConnectionHandle:
 
     def _end_of_receiving(self) -> None:
         """Have senders ask the kernel with the next message, and not in 100 µs."""
-        if self._in is not None:
+        self._leave_ring(self._in)
+
+    def _end_of_sending(self) -> None:
+        """Have who waits at the ring ask the kernel now, and not in 10 ms."""
+        self._leave_ring(self._out)
+
+    def _leave_ring(self, ring: Ring | None) -> None:
+        if ring is not None:
             with contextlib.suppress(IpcmapError):
-                self._set_mode(self._in, SLEEPING)
+                self._set_mode(ring, SLEEPING)
 
     # The descriptor
 

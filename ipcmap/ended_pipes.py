@@ -55,8 +55,27 @@ class EndedPipes:
         try:
             with contextlib.suppress(OSError):
                 self._look(listed_sockets(), network())
-            self._look_at = len(self._known) + self._EVERY
         finally:
+            self._look_at = len(self._known) + self._EVERY
+            self._lock.release()
+
+    def free_for_want(self) -> bool:
+        """Free the rings of some that nobody has, waiting until that is sure; ``False`` = of none."""
+        if not self._lock.acquire(blocking=False):
+            return False
+        count = len(self._known)
+        try:
+            while True:
+                self._look_at = len(self._known)
+                self._look(listed_sockets(), network())
+                gone = [known.gone_since for known in self._known if known.gone_since is not None]
+                if len(self._known) < self._look_at or not gone:
+                    return len(self._known) < count
+                time.sleep(max(0.0, min(gone) + self._REST - time.monotonic()))
+        except OSError:
+            return False
+        finally:
+            self._look_at = len(self._known) + self._EVERY
             self._lock.release()
 
     def _look(self, listed: set[int], network: int) -> None:

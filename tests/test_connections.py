@@ -90,6 +90,31 @@ def test_an_array_comes_out_writable(ends: Ends) -> None:
         found[0] = 1
 
 
+def test_a_message_for_which_the_arena_has_no_room_arrives(fork: Fork) -> None:
+    """In its turn, and also if it never had any."""
+    arena = Arena(limit=1 << 20)
+    reader, writer = Pipe(duplex=False, arena=arena)
+    lengths = [100, 300_000, 300_000, 300_000, 300_000, 10, LARGE, 20, 300_000]
+
+    def send() -> None:
+        for number, length in enumerate(lengths):
+            writer.send_bytes(bytes([number]) * length)
+
+    try:
+        child = fork(send)
+        writer.close()
+        ended = os.WEXITED | os.WNOWAIT | os.WNOHANG
+        while mode(reader) == 0 and not os.waitid(os.P_PID, child.pid, ended):
+            os.sched_yield()
+        found = [reader.recv_bytes() for _ in lengths]
+        assert [(len(one), one[0]) for one in found] == [
+            (length, number) for number, length in enumerate(lengths)
+        ]
+        assert child.wait() == 0
+    finally:
+        reader.close()
+
+
 def test_an_object_is_a_pickle_as_bytes(ends: Ends) -> None:
     """Either way, as in multiprocessing."""
     ends[0].send(("k", 1))
@@ -385,6 +410,22 @@ def test_what_was_sent_before_the_descriptor_was_asked_for_is_told(ends: Ends) -
     assert second.recv() == 4
 
 
+def test_what_another_process_took_is_told_of_no_more(ends: Ends, fork: Fork) -> None:
+    """Though it has not the descriptor that told of it."""
+    first, second = ends
+    first.send(1)
+    go_on = Semaphore(0)
+    child = fork(lambda: go_on.acquire() and second.recv())
+    assert readable(second)
+    go_on.release()
+    child.wait()
+    assert not second.poll()
+    assert not readable(second)
+    first.send(2)
+    assert readable(second)
+    assert second.recv() == 2
+
+
 def test_a_message_that_there_was_no_memory_for_comes_again(ends: Ends) -> None:
     """Also where messages go through the kernel since."""
     first, second = ends
@@ -468,6 +509,44 @@ def test_the_fast_way_is_taken_again(ends: Ends, fork: Fork) -> None:
             modes.add(mode(ends[0]))
     ends[0].send(None)
     assert child.wait() == 0
+
+
+@pytest.mark.parametrize("how", ["send", "close", "fileno"])
+def test_who_waits_at_the_ring_is_woken(
+    ends: Ends, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a message, by the end, and where messages go another way from then on."""
+    monkeypatch.setattr("ipcmap.connection_handle._AT_RING", 3600.0)
+    first, second = ends
+    assert second._in
+    words = second._in._core._words
+    taken: list[Any] = []
+
+    def receive() -> None:
+        try:
+            taken.append(second.recv())
+        except EOFError:
+            taken.append(EOFError)
+
+    thread = threading.Thread(target=receive)
+    thread.start()
+    while not words[ring_layout.CONSUMERS_SLEEPING]:
+        os.sched_yield()
+    assert mode(second) == 0
+    if how == "fileno":
+        second.fileno()
+    if how == "close":
+        first.close()
+    else:
+        first.send(1)
+    thread.join()
+    assert taken == [EOFError if how == "close" else 1]
+
+
+def test_who_closes_an_end_has_both_sides_ask_the_kernel(ends: Ends) -> None:
+    """Who sends to it with the next message, and who receives from it at once."""
+    ends[1].close()
+    assert [mode(one) for one in ends] == [1, 1]
 
 
 # Processes
@@ -595,8 +674,9 @@ def test_an_end_that_is_gone_is_closed(one_way: Ends) -> None:
     reader.close()
 
 
-def test_a_signal_handler_interrupts_a_wait(one_way: Ends) -> None:
+def test_a_signal_handler_interrupts_a_wait(one_way: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its exception comes out, and the pipe works on."""
+    monkeypatch.setattr("ipcmap.connection_handle._AT_RING", 3600.0)
 
     class Raised(Exception):
         pass
@@ -610,6 +690,7 @@ def test_a_signal_handler_interrupts_a_wait(one_way: Ends) -> None:
             signal.setitimer(signal.ITIMER_REAL, 0.02)
             with pytest.raises(Raised):
                 one_way[0].recv()
+            assert mode(one_way[0]) == 1  # the next recv asks the kernel, and does not wait before
             one_way[1].send(1)
             assert one_way[0].recv() == 1
     finally:
@@ -672,6 +753,32 @@ def test_the_rings_of_ended_pipes_are_freed(
     ended._look(ended_pipes.listed_sockets(), ended_pipes.network())
     ended._look(ended_pipes.listed_sockets(), ended_pipes.network())
     assert arena.statistics().blocks == 0
+
+
+def test_a_pipe_for_which_there_is_no_room_takes_that_of_ended_ones(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """However few they are; where none has ended, there is none."""
+    ended = ended_pipes.EndedPipes()
+    monkeypatch.setattr("ipcmap.connection.made", ended)
+    monkeypatch.setattr(ended_pipes.EndedPipes, "_REST", 0.01)
+    arena = Arena(limit=1 << 20)
+    kept: list[Connection] = []
+
+    def make_all() -> None:
+        while True:
+            kept.extend(Pipe(arena=arena))
+
+    for _ in range(30):
+        ends = Pipe(arena=arena)
+        for one in ends:
+            one._in._share()  # type: ignore[union-attr]
+            one.close()
+    with pytest.raises(ipcmap.ArenaFull):
+        make_all()
+    assert kept
+    for one in kept:
+        one.close()
 
 
 def test_a_pipe_that_was_not_shared_is_freed_with_its_ends(arena: Arena) -> None:

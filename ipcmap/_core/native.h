@@ -70,6 +70,7 @@ typedef _Atomic uint64_t shm_word_t;
 typedef struct {
     _Atomic int64_t worth;  /* nanoseconds of looking on that have lately paid */
     _Atomic uint64_t waits; /* since they do not */
+    _Atomic bool shares;    /* whether what we waited for last came while another had our processor */
 } patience_t;
 
 /* One side's waiting: for a word of the other's, looked at in the other's section. */

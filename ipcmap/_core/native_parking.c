@@ -25,6 +25,12 @@
  * with its peer, sleeps at once. With less than two processors nobody
  * looks on (processors.py, which the caller asks).
  *
+ * The scheduler likes to put two who wake each other on one processor, also where there
+ * are more. There each look is in vain until the other gets the processor. So where what was
+ * awaited came during a short absence, and was there at the first look after it, the next
+ * wait gives the processor away at once. A long absence is no such sign: then somebody
+ * else had it.
+ *
  * A signal that comes after the last look for signals (native_call.c) and before the
  * kernel has put the thread to sleep does not end the sleep: nothing waits for a
  * semaphore and lets signals in, in one step, as ppoll does for descriptors. Its handler
@@ -62,6 +68,7 @@ void patience_begin(patience_t *patience)
 {
     atomic_init(&patience->worth, 20000);
     atomic_init(&patience->waits, 0);
+    atomic_init(&patience->shares, false);
 }
 
 /* Look a few hundred nanoseconds whether another attempt may come off. */
@@ -83,26 +90,34 @@ bool patience_look_on(patience_t *patience, moved_t *moved, const void *what, in
 {
     int64_t begin = monotonic_ns(), now = begin;
     int64_t worth = atomic_load_explicit(&patience->worth, memory_order_relaxed), tried = worth;
+    int64_t pure = atomic_load_explicit(&patience->shares, memory_order_relaxed) ? 0 : PURE_LOOKING, away = 0;
     if (!worth) {
         if (atomic_fetch_add_explicit(&patience->waits, 1, memory_order_relaxed) % PROBE_EVERY)
             return false;
         tried = PROBE;
     }
     while (now - begin < tried && now < deadline) {
+        if (now - begin >= pure) {
+            int64_t left = now;
+            sched_yield();
+            now = monotonic_ns();
+            away = now - left;
+        }
         for (int looks = 0; looks < LOOKS_A_CLOCK; looks++) {
             if (moved(what)) {
                 int64_t ample = 4 * (now - begin) + LEAST_LOOKING;
                 ample = ample < worth ? worth : ample < MOST_LOOKING ? ample : MOST_LOOKING;
                 atomic_store_explicit(&patience->worth, ample, memory_order_relaxed);
+                bool shares = !looks && away > A_MOMENT && away < MOST_LOOKING;
+                atomic_store_explicit(&patience->shares, shares, memory_order_relaxed);
                 return true;
             }
             relax();
         }
-        if (now - begin > PURE_LOOKING)
-            sched_yield();
         now = monotonic_ns();
     }
     atomic_store_explicit(&patience->worth, worth < LEAST_LOOKING ? 0 : worth / 2, memory_order_relaxed);
+    atomic_store_explicit(&patience->shares, false, memory_order_relaxed);
     return false;
 }
 
@@ -120,6 +135,8 @@ static bool has_moved(const void *what)
 
 bool parking_glance(const ring_t *ring, const side_t *side, uint64_t seen)
 {
+    if (atomic_load_explicit(&side->patience.shares, memory_order_relaxed))
+        return false; /* the other side runs while we do not */
     const awaited_t awaited = {&ring->shm_words[side->other_pos], seen};
     return patience_glance(has_moved, &awaited);
 }
