@@ -131,6 +131,12 @@ class Workforce:
         self.queue.extendleft(reversed(back))
         return False
 
+    def _withdraw(self, seat: Seat) -> list[Task]:
+        """Take back what a worker has not taken; it may have nothing to do then."""
+        tasks = seat.withdraw()
+        self._rest(seat)
+        return tasks
+
     def _rest(self, seat: Seat) -> None:
         """Note that a worker has nothing to do, if that is so."""
         if not (seat.held or seat.condemned) and self.seats.get(seat.index) is seat:
@@ -179,7 +185,7 @@ class Workforce:
         self._looked = now
         for seat in self.seats.values():
             if len(seat.held) > 1 and seat.is_stuck(now, STUCK):
-                self.queue.extendleft(reversed(seat.withdraw()))
+                self.queue.extendleft(reversed(self._withdraw(seat)))
 
     def _end(self, task: Task, error: BaseException) -> None:
         """Let a task be done, by an exception."""
@@ -207,7 +213,7 @@ class Workforce:
                     return False
                 seat = task.seat
                 if seat is not None:
-                    self.queue.extendleft(reversed(seat.withdraw()))
+                    self.queue.extendleft(reversed(self._withdraw(seat)))
                 if task.seat is None or task.seat.condemn(task):
                     self.tasks.pop(task.number, None)
                     self._feed()
@@ -222,7 +228,7 @@ class Workforce:
         """Cancel every task that no worker has begun."""
         with self.lock:
             for seat in self.seats.values():
-                self.queue.extend(seat.withdraw())
+                self.queue.extend(self._withdraw(seat))
             dropped = [task for task in self.queue if self.tasks.pop(task.number, None)]
             self.queue.clear()
         for task in dropped:
@@ -240,7 +246,7 @@ class Workforce:
                 return
             for seat in self.seats.values():
                 if any(task.owner is call for task in seat.held.values()):
-                    self.queue.extendleft(reversed(seat.withdraw()))
+                    self.queue.extendleft(reversed(self._withdraw(seat)))
             for number in mine:
                 if self.tasks[number].seat is None:
                     del self.tasks[number]

@@ -158,6 +158,22 @@ def test_a_task_that_waits_is_cancelled(executor: ProcessPoolExecutor, arena: Ar
     assert len(said) == 0
 
 
+def test_a_worker_whose_only_task_is_cancelled_gets_another(engine: str, arena: Arena) -> None:
+    """It had not taken it yet, and so has nothing to answer."""
+    said, gate = Ring(arena=arena), Ring(arena=arena)
+    with ProcessPoolExecutor(
+        1, initializer=work.say_and_wait, initargs=(said, gate), arena=arena
+    ) as executor:
+        task = executor.submit(work.same, 1)
+        said.get()
+
+        assert task.cancel()
+        after = executor.submit(work.same, 2)
+        gate.put(b"")
+
+        assert after.result() == 2
+
+
 def test_whoever_is_killed_while_idle_is_replaced(executor: ProcessPoolExecutor) -> None:
     """It costs no task at all."""
     for _ in range(3):
