@@ -356,5 +356,6 @@ def _end_all() -> None:
         if dispatcher.pid == os.getpid():
             if interrupted:
                 dispatcher.drop_waiting()
+                dispatcher.settle()
                 dispatcher.end_workers(kill=True)
             dispatcher.shutdown(wait=True)

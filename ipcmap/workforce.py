@@ -188,7 +188,9 @@ class Workforce:
                 self.queue.extendleft(reversed(self._withdraw(seat)))
 
     def _end(self, task: Task, error: BaseException) -> None:
-        """Let a task be done, by an exception."""
+        """Let a task be done, by an exception; only its first end counts."""
+        if task.number not in self.tasks:
+            return
         owner = task.owner
         if isinstance(owner, MapCall):
             owner.answers[task.index] = error
@@ -215,7 +217,7 @@ class Workforce:
                 if seat is not None:
                     self.queue.extendleft(reversed(self._withdraw(seat)))
                 if task.seat is None or task.seat.condemn(task):
-                    self.tasks.pop(task.number, None)
+                    self._end(task, CancelledError())
                     self._feed()
                     self._nudge()
                     return True
@@ -229,14 +231,9 @@ class Workforce:
         with self.lock:
             for seat in self.seats.values():
                 self.queue.extend(self._withdraw(seat))
-            dropped = [task for task in self.queue if self.tasks.pop(task.number, None)]
+            for task in self.queue:
+                self._end(task, CancelledError())
             self.queue.clear()
-        for task in dropped:
-            if isinstance(task.owner, MapCall):
-                task.owner.answers[task.index] = CancelledError()
-                task.owner.notify()
-            else:
-                task.owner.be_cancelled()
 
     def drop_call(self, call: MapCall) -> None:
         """Give up the items of a call that no worker has begun: nobody asks for them any more."""
@@ -283,6 +280,9 @@ class Workforce:
     def _lose(self, task: Task, record: Any) -> None:
         overdue = task.number in self._overdue
         self._overdue.discard(task.number)
+        if task.number not in self.tasks:  # cancelled
+            self._tried.pop(task.number, None)
+            return
         tried = self._tried.pop(task.number, 0)
         if tried < task.owner.retries and not self._killed:
             self._tried[task.number] = tried + 1

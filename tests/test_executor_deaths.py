@@ -133,6 +133,28 @@ def test_a_task_is_cancelled_while_it_runs(executor: ProcessPoolExecutor, arena:
     assert executor.submit(work.same, 1).result() == 1
 
 
+def test_a_task_that_was_given_up_is_cancelled_however_late(
+    executor: ProcessPoolExecutor, arena: Arena, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The death of its worker, which others may notice first, is not its outcome."""
+    said, gate = Ring(arena=arena), Ring(arena=arena)
+    task = executor.submit(work.say_and_wait, said, gate)
+    said.get()
+    (pid,) = (seat.process.pid for seat in executor._dispatcher.seats.values() if seat.held)
+    drop = executor._dispatcher.drop
+
+    def drop_slowly(given: Task) -> bool:
+        dropped = drop(given)
+        work.wait_until(lambda: pid not in executor._processes)
+        executor._dispatcher.settle()
+        return dropped
+
+    monkeypatch.setattr(executor._dispatcher, "drop", drop_slowly)
+
+    assert task.cancel()
+    assert task.cancelled()
+
+
 def test_a_task_that_is_done_is_not_cancelled(executor: ProcessPoolExecutor) -> None:
     """And costs no worker."""
     pid = executor.submit(work.pid_of).result()
