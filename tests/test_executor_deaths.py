@@ -6,9 +6,11 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -105,6 +107,34 @@ def test_a_task_over_its_time_costs_one_worker(executor: ProcessPoolExecutor, ar
     assert isinstance(error, TimeoutError)
     assert "timeout=0.1 s" in str(error)
     assert [task.result() for task in others] == list(range(100))
+
+
+def test_a_task_is_charged_with_its_own_time_alone(
+    engine: str, arena: Arena, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that is held up while it begins has not taken the time since the last task."""
+    said, gate = Ring(arena=arena), Ring(arena=arena)
+    parent, clock = os.getpid(), time.monotonic_ns
+
+    def slow_clock() -> int:
+        if os.getpid() != parent:
+            said.put(b"asked")
+            gate.get()
+        return clock()
+
+    monkeypatch.setattr("ipcmap.worker.time", SimpleNamespace(monotonic_ns=slow_clock))
+    with ProcessPoolExecutor(1, arena=arena) as executor:
+        task = executor.with_options(timeout=60).submit(work.same, 7)
+        said.get()
+        looks = []
+        look = executor._dispatcher._look_at_the_clock
+        monkeypatch.setattr(
+            executor._dispatcher, "_look_at_the_clock", lambda: (look(), looks.append(1))
+        )
+        work.wait_until(lambda: len(looks) > 2)
+        gate.put_many([b""] * 2)
+
+        assert task.result() == 7
 
 
 def test_a_task_over_its_time_is_done_again(executor: ProcessPoolExecutor, arena: Arena) -> None:
