@@ -65,7 +65,6 @@ class Dispatcher(Workforce):
 
     def __init__(self, blueprint: Blueprint, arena: Arena, max_workers: int) -> None:
         super().__init__(blueprint, arena, max_workers)
-        self.pid = os.getpid()
         self.numbers = itertools.count(1)  # of tasks
         self._functions = itertools.count(1)
         self.manager: threading.Thread | None = None
@@ -86,15 +85,18 @@ class Dispatcher(Workforce):
 
     def check(self) -> None:
         """Raise where it takes no tasks any more."""
-        if self.pid != os.getpid():
-            raise RuntimeError(
-                f"executor belongs to the process that made it: pid={os.getpid()}, made by "
-                f"pid={self.pid}; make another here"
-            )
+        self._check_owner()
         if self.broken is not None:
             raise BrokenProcessPool(self.broken)
         if self.closing:
             raise RuntimeError("cannot schedule new futures after shutdown")
+
+    def _check_owner(self) -> None:
+        if not self.is_ours:
+            raise RuntimeError(
+                f"executor belongs to the process that made it: pid={os.getpid()}, made by "
+                f"pid={self.pid}; make another here"
+            )
 
     def add(self, tasks: Sequence[Task], *, timed: bool) -> None:
         """Take tasks on; ``timed`` = some of them have a timeout.
@@ -140,8 +142,13 @@ class Dispatcher(Workforce):
     def pull(
         self, done: Callable[[], bool], condition: threading.Condition, deadline: Deadline
     ) -> None:
-        """Take answers for all until ``done()``, or until the deadline; or wait until another has."""
+        """Take answers for all until ``done()``, or until the deadline; or wait until another has.
+
+        Raises:
+            RuntimeError: This is a child of the process that made it.
+        """
         while not done():
+            self._check_owner()
             left = deadline.slice(_SLICE)
             if self._lead.locked():
                 with condition:
@@ -312,7 +319,7 @@ class Dispatcher(Workforce):
 
     def shutdown(self, *, wait: bool) -> None:
         """Take no more tasks; end when all are done."""
-        if self.pid != os.getpid():
+        if not self.is_ours:
             return
         with self.lock:
             self.closing = True
@@ -326,7 +333,7 @@ class Dispatcher(Workforce):
 
     def let_go(self) -> None:
         """Be shut down, since nobody can give it a task any more; called by a finalizer."""
-        if self.pid == os.getpid():
+        if self.is_ours:
             self.closing = True
             if self.manager is None:
                 self._finish()
@@ -353,7 +360,7 @@ def _end_all() -> None:
     """Let the tasks of this process's executors be done before it exits; not after a Ctrl-C."""
     interrupted = getattr(sys, "last_type", None) is KeyboardInterrupt
     for dispatcher in list(_dispatchers):
-        if dispatcher.pid == os.getpid():
+        if dispatcher.is_ours:
             if interrupted:
                 dispatcher.drop_waiting()
                 dispatcher.settle()

@@ -51,6 +51,7 @@ class Workforce:
     """
 
     def __init__(self, blueprint: Blueprint, arena: Arena, max_workers: int) -> None:
+        self.pid = os.getpid()
         self.max_workers = max_workers
         self.broken: str | None = None
         self.closing = False
@@ -71,6 +72,11 @@ class Workforce:
         self._timed = False  # some tasks have a timeout
         self._killed = False  # by terminate_workers or kill_workers
         self._zygote: Zygote | None = zygote_for(blueprint.work)
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether this process made it: a child has copies of what its parent uses."""
+        return self.pid == os.getpid()
 
     def statistics(self) -> ExecutorStatistics:
         """Say what there is to do, and what each worker does."""
@@ -203,11 +209,15 @@ class Workforce:
 
     def is_begun(self, task: Task) -> bool:
         """Return whether a worker has a task in hand."""
+        if not self.is_ours:
+            return False
         with self.lock:
             return task.seat is not None and task.seat.in_hand() is task
 
     def drop(self, task: Task) -> bool:
         """Give a task up, and kill the worker that has it in hand; ``False`` = it is done."""
+        if not self.is_ours:
+            return False
         until = time.monotonic() + _PATIENCE
         while True:
             with self.lock:
@@ -228,6 +238,8 @@ class Workforce:
 
     def drop_waiting(self) -> None:
         """Cancel every task that no worker has begun."""
+        if not self.is_ours:
+            return
         with self.lock:
             for seat in self.seats.values():
                 self.queue.extend(self._withdraw(seat))
@@ -237,6 +249,8 @@ class Workforce:
 
     def drop_call(self, call: MapCall) -> None:
         """Give up the items of a call that no worker has begun: nobody asks for them any more."""
+        if not self.is_ours:
+            return
         with self.lock:
             mine = [number for number, task in self.tasks.items() if task.owner is call]
             if not mine:
@@ -334,6 +348,8 @@ class Workforce:
 
     def end_workers(self, *, kill: bool) -> None:
         """Send every worker a signal that ends it."""
+        if not self.is_ours:
+            return
         with self.lock:
             self._killed = True
             for seat in self.seats.values():

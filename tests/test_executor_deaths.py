@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import pytest
 
 import executors as work
+from children import Fork
 from ipcmap import Arena, ProcessPoolExecutor, Ring, TaskName, WorkerDied
 from ipcmap.tasks import Task, TaskFuture
 
@@ -275,6 +276,27 @@ def test_workers_are_ended(executor: ProcessPoolExecutor, arena: Arena, how: str
             assert isinstance(task.exception(), WorkerDied)
         else:
             assert task.cancelled()
+
+
+def test_a_child_of_the_parent_takes_nothing_away(
+    executor: ProcessPoolExecutor, arena: Arena, fork: Fork
+) -> None:
+    """Forked while tasks are under way, it neither ends the workers nor takes tasks or answers."""
+    said, gate = Ring(arena=arena), Ring(arena=arena)
+    tasks = [executor.submit(work.say_and_wait, said, gate, item) for item in range(4)]
+    said.get()
+    said.get()
+
+    def child() -> None:
+        with pytest.raises(RuntimeError, match="belongs to the process"):
+            tasks[0].result()
+        assert not any(task.cancel() or task.running() for task in tasks)
+        with pytest.raises(SystemExit), executor:
+            sys.exit()
+
+    assert fork(child).wait() == 0
+    gate.put_many([b""] * 4)
+    assert [task.result() for task in tasks] == list(range(4))
 
 
 PARENT = """
