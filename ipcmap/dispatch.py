@@ -33,6 +33,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import util
 from typing import Any
 
 from ipcmap._core import stall_log
@@ -76,6 +77,10 @@ class Dispatcher(Workforce):
         self._over = False
         self._wake = -1
         _dispatchers.add(self)
+        if _exits_of != [self.pid]:
+            # A process of multiprocessing ends without atexit, and waits for its children.
+            _exits_of[:] = [self.pid]
+            util.Finalize(None, _end_all, exitpriority=10)
 
     # Tasks come
 
@@ -353,6 +358,7 @@ class Dispatcher(Workforce):
 
 
 _dispatchers: weakref.WeakSet[Dispatcher] = weakref.WeakSet()
+_exits_of: list[int] = []  # the pid whose end calls _end_all
 
 
 @atexit.register
