@@ -357,7 +357,7 @@ class Workforce:
                 if kill:
                     seat.process.kill()
                 else:
-                    seat.process.terminate()
+                    seat.terminate()
 
     def _dismiss_all(self) -> None:
         """Let the workers go, and give everything back."""
