@@ -39,6 +39,7 @@ from typing import Any
 from ipcmap._core import stall_log
 from ipcmap._deadline import Deadline
 from ipcmap.arena import Arena
+from ipcmap.errors import BusyError
 from ipcmap.messages import DIED, TAIL, UNPREPARED, load
 from ipcmap.seats import Seat
 from ipcmap.tasks import Function, MapCall, Task
@@ -70,6 +71,7 @@ class Dispatcher(Workforce):
         self._functions = itertools.count(1)
         self.manager: threading.Thread | None = None
         self._lead = threading.Lock()
+        self._leader = 0  # the thread that waits for answers in pull()
         self._led = 0  # how often somebody other than the manager has led
         self._taken: deque[bytes] = deque()
         self._hurried = self._asleep = False
@@ -150,12 +152,14 @@ class Dispatcher(Workforce):
         """Take answers for all until ``done()``, or until the deadline; or wait until another has.
 
         Raises:
+            BusyError: A signal handler has interrupted such a call.
             RuntimeError: This is a child of the process that made it.
         """
         while not done():
             self._check_owner()
             left = deadline.slice(_SLICE)
             if self._lead.locked():
+                self._check_leader()
                 with condition:
                     if not done():
                         condition.wait(min(left, _LED))
@@ -163,10 +167,21 @@ class Dispatcher(Workforce):
                 with self._lead:
                     self._led += 1
                     if not self._finished and not done():
-                        self._pump(left)
+                        self._leader = threading.get_ident()
+                        try:
+                            self._pump(left)
+                        finally:
+                            self._leader = 0
             self.settle()
             if not left:
                 return
+
+    def _check_leader(self) -> None:
+        if self._leader == threading.get_ident():
+            raise BusyError(
+                "a signal handler cannot wait for the answers of an executor whose answers it "
+                f"interrupted the wait for: pid={self.pid}; return from the handler first"
+            )
 
     def collect(self) -> None:
         """Take what has come, without waiting; unless another does."""

@@ -16,7 +16,7 @@ import pytest
 
 import executors as work
 from children import Fork
-from ipcmap import Arena, ProcessPoolExecutor, Ring, TaskName, WorkerDied
+from ipcmap import Arena, BusyError, ProcessPoolExecutor, Ring, TaskName, WorkerDied
 from ipcmap.tasks import Task, TaskFuture
 
 
@@ -297,6 +297,48 @@ def test_a_child_of_the_parent_takes_nothing_away(
     assert fork(child).wait() == 0
     gate.put_many([b""] * 4)
     assert [task.result() for task in tasks] == list(range(4))
+
+
+def test_a_worker_that_is_stopped_is_ended_by_sigterm(
+    executor: ProcessPoolExecutor,
+) -> None:
+    """It is made to go on, or would never take it."""
+    task = executor.submit(signal.raise_signal, signal.SIGSTOP)
+    work.wait_until(lambda: any(one.state == "stopped" for one in executor.statistics().workers))
+
+    executor.terminate_workers()
+
+    assert task.done()
+    assert not executor._processes
+
+
+def test_a_signal_handler_does_not_wait_for_what_it_interrupted(
+    executor: ProcessPoolExecutor, arena: Arena
+) -> None:
+    """It would wait for itself; it is told so, and the wait goes on."""
+    said, gate = Ring(arena=arena), Ring(arena=arena)
+    task, other = executor.submit(work.say_and_wait, said, gate, 7), executor.submit(work.same, 1)
+    refused: list[bool] = []
+
+    def handle(number: int, frame: object) -> None:
+        # Whether or not it came while answers were waited for.
+        last = executor.submit(work.same, 1)
+        try:
+            last.result()
+        except BusyError:
+            refused.append(True)
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            gate.put(b"")
+
+    before = signal.signal(signal.SIGALRM, handle)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.02, 0.02)
+        assert task.result() == 7
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert refused
+    assert other.result() == 1
 
 
 PARENT = """
