@@ -33,11 +33,13 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import util
 from typing import Any
 
 from ipcmap._core import stall_log
 from ipcmap._deadline import Deadline
 from ipcmap.arena import Arena
+from ipcmap.errors import BusyError
 from ipcmap.messages import DIED, TAIL, UNPREPARED, load
 from ipcmap.seats import Seat
 from ipcmap.tasks import Function, MapCall, Task
@@ -65,11 +67,11 @@ class Dispatcher(Workforce):
 
     def __init__(self, blueprint: Blueprint, arena: Arena, max_workers: int) -> None:
         super().__init__(blueprint, arena, max_workers)
-        self.pid = os.getpid()
         self.numbers = itertools.count(1)  # of tasks
         self._functions = itertools.count(1)
         self.manager: threading.Thread | None = None
         self._lead = threading.Lock()
+        self._leader = 0  # the thread that waits for answers in pull()
         self._led = 0  # how often somebody other than the manager has led
         self._taken: deque[bytes] = deque()
         self._hurried = self._asleep = False
@@ -77,6 +79,10 @@ class Dispatcher(Workforce):
         self._over = False
         self._wake = -1
         _dispatchers.add(self)
+        if _exits_of != [self.pid]:
+            # A process of multiprocessing ends without atexit, and waits for its children.
+            _exits_of[:] = [self.pid]
+            util.Finalize(None, _end_all, exitpriority=10)
 
     # Tasks come
 
@@ -86,15 +92,18 @@ class Dispatcher(Workforce):
 
     def check(self) -> None:
         """Raise where it takes no tasks any more."""
-        if self.pid != os.getpid():
-            raise RuntimeError(
-                f"executor belongs to the process that made it: pid={os.getpid()}, made by "
-                f"pid={self.pid}; make another here"
-            )
+        self._check_owner()
         if self.broken is not None:
             raise BrokenProcessPool(self.broken)
         if self.closing:
             raise RuntimeError("cannot schedule new futures after shutdown")
+
+    def _check_owner(self) -> None:
+        if not self.is_ours:
+            raise RuntimeError(
+                f"executor belongs to the process that made it: pid={os.getpid()}, made by "
+                f"pid={self.pid}; make another here"
+            )
 
     def add(self, tasks: Sequence[Task], *, timed: bool) -> None:
         """Take tasks on; ``timed`` = some of them have a timeout.
@@ -140,10 +149,17 @@ class Dispatcher(Workforce):
     def pull(
         self, done: Callable[[], bool], condition: threading.Condition, deadline: Deadline
     ) -> None:
-        """Take answers for all until ``done()``, or until the deadline; or wait until another has."""
+        """Take answers for all until ``done()``, or until the deadline; or wait until another has.
+
+        Raises:
+            BusyError: A signal handler has interrupted such a call.
+            RuntimeError: This is a child of the process that made it.
+        """
         while not done():
+            self._check_owner()
             left = deadline.slice(_SLICE)
             if self._lead.locked():
+                self._check_leader()
                 with condition:
                     if not done():
                         condition.wait(min(left, _LED))
@@ -151,10 +167,21 @@ class Dispatcher(Workforce):
                 with self._lead:
                     self._led += 1
                     if not self._finished and not done():
-                        self._pump(left)
+                        self._leader = threading.get_ident()
+                        try:
+                            self._pump(left)
+                        finally:
+                            self._leader = 0
             self.settle()
             if not left:
                 return
+
+    def _check_leader(self) -> None:
+        if self._leader == threading.get_ident():
+            raise BusyError(
+                "a signal handler cannot wait for the answers of an executor whose answers it "
+                f"interrupted the wait for: pid={self.pid}; return from the handler first"
+            )
 
     def collect(self) -> None:
         """Take what has come, without waiting; unless another does."""
@@ -312,7 +339,7 @@ class Dispatcher(Workforce):
 
     def shutdown(self, *, wait: bool) -> None:
         """Take no more tasks; end when all are done."""
-        if self.pid != os.getpid():
+        if not self.is_ours:
             return
         with self.lock:
             self.closing = True
@@ -326,7 +353,7 @@ class Dispatcher(Workforce):
 
     def let_go(self) -> None:
         """Be shut down, since nobody can give it a task any more; called by a finalizer."""
-        if self.pid == os.getpid():
+        if self.is_ours:
             self.closing = True
             if self.manager is None:
                 self._finish()
@@ -346,6 +373,7 @@ class Dispatcher(Workforce):
 
 
 _dispatchers: weakref.WeakSet[Dispatcher] = weakref.WeakSet()
+_exits_of: list[int] = []  # the pid whose end calls _end_all
 
 
 @atexit.register
@@ -353,8 +381,9 @@ def _end_all() -> None:
     """Let the tasks of this process's executors be done before it exits; not after a Ctrl-C."""
     interrupted = getattr(sys, "last_type", None) is KeyboardInterrupt
     for dispatcher in list(_dispatchers):
-        if dispatcher.pid == os.getpid():
+        if dispatcher.is_ours:
             if interrupted:
                 dispatcher.drop_waiting()
+                dispatcher.settle()
                 dispatcher.end_workers(kill=True)
             dispatcher.shutdown(wait=True)

@@ -278,6 +278,7 @@ class ProcessPoolExecutor(Executor):
         if cancel_futures:
             self._dispatcher.closing = True
             self._dispatcher.drop_waiting()
+            self._dispatcher.settle()
         self._dispatcher.shutdown(wait=wait)
 
     def terminate_workers(self) -> None:

@@ -161,6 +161,11 @@ class Seat:
         held = self.held
         return len(held) > 1 and any(len(task.record) > _LONG for task in held.values())
 
+    def terminate(self) -> None:
+        """Send its worker SIGTERM; and SIGCONT, since who is stopped does not die of it before."""
+        self.process.terminate()
+        self.process.resume()
+
     def dismiss(self) -> None:
         """Let its worker end when it has done what it has."""
         self.ring.close()

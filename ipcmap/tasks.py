@@ -33,6 +33,9 @@ class Dispatcher(Protocol):
     def drop(self, task: Task) -> bool:
         """Give a task up; return whether that came off."""
 
+    def settle(self) -> None:
+        """Give the futures their answers."""
+
     def is_begun(self, task: Task) -> bool:
         """Return whether a worker has the task in hand."""
 
@@ -130,9 +133,12 @@ class TaskFuture(Future[T]):
         Returns:
             Whether the task is cancelled; ``False`` = it is done.
         """
-        if self._task is not None and not self._is_over() and not self._dispatcher.drop(self._task):
-            return self.cancelled()
-        return self.be_cancelled()
+        if self._task is None or self._is_over():
+            return self.be_cancelled()
+        # Not by hand: what a signal handler breaks off here is done again by whoever settles.
+        if self._dispatcher.drop(self._task):
+            self._dispatcher.settle()
+        return self.cancelled()
 
     def be_cancelled(self) -> bool:
         """Be a cancelled future, for all that wait."""

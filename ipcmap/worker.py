@@ -189,9 +189,10 @@ class _Worker:
             if not number:
                 self._learn(function, record)
                 continue
+            # Before it begins: no task is charged with the time since the last began.
+            cell[BEGUN] = begun = clock()
             if not swap(at, last, number):  # T1 begin
                 self._await_the_end()
-            cell[BEGUN] = begun = clock()
             last = number
             kind = UNLOADABLE
             try:

@@ -51,6 +51,7 @@ class Workforce:
     """
 
     def __init__(self, blueprint: Blueprint, arena: Arena, max_workers: int) -> None:
+        self.pid = os.getpid()
         self.max_workers = max_workers
         self.broken: str | None = None
         self.closing = False
@@ -71,6 +72,11 @@ class Workforce:
         self._timed = False  # some tasks have a timeout
         self._killed = False  # by terminate_workers or kill_workers
         self._zygote: Zygote | None = zygote_for(blueprint.work)
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether this process made it: a child has copies of what its parent uses."""
+        return self.pid == os.getpid()
 
     def statistics(self) -> ExecutorStatistics:
         """Say what there is to do, and what each worker does."""
@@ -131,6 +137,12 @@ class Workforce:
         self.queue.extendleft(reversed(back))
         return False
 
+    def _withdraw(self, seat: Seat) -> list[Task]:
+        """Take back what a worker has not taken; it may have nothing to do then."""
+        tasks = seat.withdraw()
+        self._rest(seat)
+        return tasks
+
     def _rest(self, seat: Seat) -> None:
         """Note that a worker has nothing to do, if that is so."""
         if not (seat.held or seat.condemned) and self.seats.get(seat.index) is seat:
@@ -179,10 +191,12 @@ class Workforce:
         self._looked = now
         for seat in self.seats.values():
             if len(seat.held) > 1 and seat.is_stuck(now, STUCK):
-                self.queue.extendleft(reversed(seat.withdraw()))
+                self.queue.extendleft(reversed(self._withdraw(seat)))
 
     def _end(self, task: Task, error: BaseException) -> None:
-        """Let a task be done, by an exception."""
+        """Let a task be done, by an exception; only its first end counts."""
+        if task.number not in self.tasks:
+            return
         owner = task.owner
         if isinstance(owner, MapCall):
             owner.answers[task.index] = error
@@ -195,11 +209,15 @@ class Workforce:
 
     def is_begun(self, task: Task) -> bool:
         """Return whether a worker has a task in hand."""
+        if not self.is_ours:
+            return False
         with self.lock:
             return task.seat is not None and task.seat.in_hand() is task
 
     def drop(self, task: Task) -> bool:
         """Give a task up, and kill the worker that has it in hand; ``False`` = it is done."""
+        if not self.is_ours:
+            return False
         until = time.monotonic() + _PATIENCE
         while True:
             with self.lock:
@@ -207,9 +225,9 @@ class Workforce:
                     return False
                 seat = task.seat
                 if seat is not None:
-                    self.queue.extendleft(reversed(seat.withdraw()))
+                    self.queue.extendleft(reversed(self._withdraw(seat)))
                 if task.seat is None or task.seat.condemn(task):
-                    self.tasks.pop(task.number, None)
+                    self._end(task, CancelledError())
                     self._feed()
                     self._nudge()
                     return True
@@ -220,27 +238,26 @@ class Workforce:
 
     def drop_waiting(self) -> None:
         """Cancel every task that no worker has begun."""
+        if not self.is_ours:
+            return
         with self.lock:
             for seat in self.seats.values():
-                self.queue.extend(seat.withdraw())
-            dropped = [task for task in self.queue if self.tasks.pop(task.number, None)]
+                self.queue.extend(self._withdraw(seat))
+            for task in self.queue:
+                self._end(task, CancelledError())
             self.queue.clear()
-        for task in dropped:
-            if isinstance(task.owner, MapCall):
-                task.owner.answers[task.index] = CancelledError()
-                task.owner.notify()
-            else:
-                task.owner.be_cancelled()
 
     def drop_call(self, call: MapCall) -> None:
         """Give up the items of a call that no worker has begun: nobody asks for them any more."""
+        if not self.is_ours:
+            return
         with self.lock:
             mine = [number for number, task in self.tasks.items() if task.owner is call]
             if not mine:
                 return
             for seat in self.seats.values():
                 if any(task.owner is call for task in seat.held.values()):
-                    self.queue.extendleft(reversed(seat.withdraw()))
+                    self.queue.extendleft(reversed(self._withdraw(seat)))
             for number in mine:
                 if self.tasks[number].seat is None:
                     del self.tasks[number]
@@ -277,6 +294,9 @@ class Workforce:
     def _lose(self, task: Task, record: Any) -> None:
         overdue = task.number in self._overdue
         self._overdue.discard(task.number)
+        if task.number not in self.tasks:  # cancelled
+            self._tried.pop(task.number, None)
+            return
         tried = self._tried.pop(task.number, 0)
         if tried < task.owner.retries and not self._killed:
             self._tried[task.number] = tried + 1
@@ -328,6 +348,8 @@ class Workforce:
 
     def end_workers(self, *, kill: bool) -> None:
         """Send every worker a signal that ends it."""
+        if not self.is_ours:
+            return
         with self.lock:
             self._killed = True
             for seat in self.seats.values():
@@ -335,7 +357,7 @@ class Workforce:
                 if kill:
                     seat.process.kill()
                 else:
-                    seat.process.terminate()
+                    seat.terminate()
 
     def _dismiss_all(self) -> None:
         """Let the workers go, and give everything back."""

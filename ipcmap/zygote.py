@@ -249,6 +249,11 @@ class ZygoteProcess(Process):
         self._sentinel = self._popen.sentinel
         process._children.add(self)  # type: ignore[attr-defined]
 
+    def resume(self) -> None:
+        """Let it go on, if it was stopped."""
+        assert self._popen is not None
+        self._popen._send_signal(signal.SIGCONT)
+
 
 class _ZygotePopen(_Popen):
     """The parent's end of a process that a zygote forks."""

@@ -365,9 +365,23 @@ def test_a_worker_may_have_an_executor_of_its_own(executor: ProcessPoolExecutor)
     assert executor.submit(_map_inside, 3).result() == [0, 1, 2]
 
 
+_kept: list[ProcessPoolExecutor] = []
+
+
+def _keep_one_inside(item: int) -> int:
+    _kept.append(ProcessPoolExecutor(1))
+    return _kept[0].submit(work.same, item).result()
+
+
 def _map_inside(count: int) -> list[int]:
     with ProcessPoolExecutor(1) as executor:
         return list(executor.map(work.same, range(count)))
+
+
+def test_a_worker_ends_whose_own_executor_was_not_shut_down(engine: str, arena: Arena) -> None:
+    """It ends the workers of its own first, and does not wait for them for ever."""
+    with ProcessPoolExecutor(1, arena=arena) as executor:
+        assert executor.submit(_keep_one_inside, 3).result() == 3
 
 
 def test_as_many_workers_as_processors(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,14 +6,17 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 import executors as work
-from ipcmap import Arena, ProcessPoolExecutor, Ring, TaskName, WorkerDied
+from children import Fork
+from ipcmap import Arena, BusyError, ProcessPoolExecutor, Ring, TaskName, WorkerDied
 from ipcmap.tasks import Task, TaskFuture
 
 
@@ -107,6 +110,34 @@ def test_a_task_over_its_time_costs_one_worker(executor: ProcessPoolExecutor, ar
     assert [task.result() for task in others] == list(range(100))
 
 
+def test_a_task_is_charged_with_its_own_time_alone(
+    engine: str, arena: Arena, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that is held up while it begins has not taken the time since the last task."""
+    said, gate = Ring(arena=arena), Ring(arena=arena)
+    parent, clock = os.getpid(), time.monotonic_ns
+
+    def slow_clock() -> int:
+        if os.getpid() != parent:
+            said.put(b"asked")
+            gate.get()
+        return clock()
+
+    monkeypatch.setattr("ipcmap.worker.time", SimpleNamespace(monotonic_ns=slow_clock))
+    with ProcessPoolExecutor(1, arena=arena) as executor:
+        task = executor.with_options(timeout=60).submit(work.same, 7)
+        said.get()
+        looks = []
+        look = executor._dispatcher._look_at_the_clock
+        monkeypatch.setattr(
+            executor._dispatcher, "_look_at_the_clock", lambda: (look(), looks.append(1))
+        )
+        work.wait_until(lambda: len(looks) > 2)
+        gate.put_many([b""] * 2)
+
+        assert task.result() == 7
+
+
 def test_a_task_over_its_time_is_done_again(executor: ProcessPoolExecutor, arena: Arena) -> None:
     """Where that was asked for."""
     said, gate = Ring(arena=arena), Ring(arena=arena)
@@ -133,6 +164,28 @@ def test_a_task_is_cancelled_while_it_runs(executor: ProcessPoolExecutor, arena:
     assert executor.submit(work.same, 1).result() == 1
 
 
+def test_a_task_that_was_given_up_is_cancelled_however_late(
+    executor: ProcessPoolExecutor, arena: Arena, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The death of its worker, which others may notice first, is not its outcome."""
+    said, gate = Ring(arena=arena), Ring(arena=arena)
+    task = executor.submit(work.say_and_wait, said, gate)
+    said.get()
+    (pid,) = (seat.process.pid for seat in executor._dispatcher.seats.values() if seat.held)
+    drop = executor._dispatcher.drop
+
+    def drop_slowly(given: Task) -> bool:
+        dropped = drop(given)
+        work.wait_until(lambda: pid not in executor._processes)
+        executor._dispatcher.settle()
+        return dropped
+
+    monkeypatch.setattr(executor._dispatcher, "drop", drop_slowly)
+
+    assert task.cancel()
+    assert task.cancelled()
+
+
 def test_a_task_that_is_done_is_not_cancelled(executor: ProcessPoolExecutor) -> None:
     """And costs no worker."""
     pid = executor.submit(work.pid_of).result()
@@ -156,6 +209,22 @@ def test_a_task_that_waits_is_cancelled(executor: ProcessPoolExecutor, arena: Ar
     assert waiting.cancelled()
     executor.shutdown()
     assert len(said) == 0
+
+
+def test_a_worker_whose_only_task_is_cancelled_gets_another(engine: str, arena: Arena) -> None:
+    """It had not taken it yet, and so has nothing to answer."""
+    said, gate = Ring(arena=arena), Ring(arena=arena)
+    with ProcessPoolExecutor(
+        1, initializer=work.say_and_wait, initargs=(said, gate), arena=arena
+    ) as executor:
+        task = executor.submit(work.same, 1)
+        said.get()
+
+        assert task.cancel()
+        after = executor.submit(work.same, 2)
+        gate.put(b"")
+
+        assert after.result() == 2
 
 
 def test_whoever_is_killed_while_idle_is_replaced(executor: ProcessPoolExecutor) -> None:
@@ -207,6 +276,69 @@ def test_workers_are_ended(executor: ProcessPoolExecutor, arena: Arena, how: str
             assert isinstance(task.exception(), WorkerDied)
         else:
             assert task.cancelled()
+
+
+def test_a_child_of_the_parent_takes_nothing_away(
+    executor: ProcessPoolExecutor, arena: Arena, fork: Fork
+) -> None:
+    """Forked while tasks are under way, it neither ends the workers nor takes tasks or answers."""
+    said, gate = Ring(arena=arena), Ring(arena=arena)
+    tasks = [executor.submit(work.say_and_wait, said, gate, item) for item in range(4)]
+    said.get()
+    said.get()
+
+    def child() -> None:
+        with pytest.raises(RuntimeError, match="belongs to the process"):
+            tasks[0].result()
+        assert not any(task.cancel() or task.running() for task in tasks)
+        with pytest.raises(SystemExit), executor:
+            sys.exit()
+
+    assert fork(child).wait() == 0
+    gate.put_many([b""] * 4)
+    assert [task.result() for task in tasks] == list(range(4))
+
+
+def test_a_worker_that_is_stopped_is_ended_by_sigterm(
+    executor: ProcessPoolExecutor,
+) -> None:
+    """It is made to go on, or would never take it."""
+    task = executor.submit(signal.raise_signal, signal.SIGSTOP)
+    work.wait_until(lambda: any(one.state == "stopped" for one in executor.statistics().workers))
+
+    executor.terminate_workers()
+
+    assert task.done()
+    assert not executor._processes
+
+
+def test_a_signal_handler_does_not_wait_for_what_it_interrupted(
+    executor: ProcessPoolExecutor, arena: Arena
+) -> None:
+    """It would wait for itself; it is told so, and the wait goes on."""
+    said, gate = Ring(arena=arena), Ring(arena=arena)
+    task, other = executor.submit(work.say_and_wait, said, gate, 7), executor.submit(work.same, 1)
+    refused: list[bool] = []
+
+    def handle(number: int, frame: object) -> None:
+        # Whether or not it came while answers were waited for.
+        last = executor.submit(work.same, 1)
+        try:
+            last.result()
+        except BusyError:
+            refused.append(True)
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            gate.put(b"")
+
+    before = signal.signal(signal.SIGALRM, handle)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.02, 0.02)
+        assert task.result() == 7
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert refused
+    assert other.result() == 1
 
 
 PARENT = """
