@@ -370,7 +370,8 @@ _kept: list[ProcessPoolExecutor] = []
 
 def _keep_one_inside(item: int) -> int:
     _kept.append(ProcessPoolExecutor(1))
-    return _kept[0].submit(work.same, item).result()
+    answer: int = _kept[0].submit(work.same, item).result()
+    return answer
 
 
 def _map_inside(count: int) -> list[int]:

@@ -127,11 +127,13 @@ def test_a_task_is_charged_with_its_own_time_alone(
     with ProcessPoolExecutor(1, arena=arena) as executor:
         task = executor.with_options(timeout=60).submit(work.same, 7)
         said.get()
-        looks = []
-        look = executor._dispatcher._look_at_the_clock
-        monkeypatch.setattr(
-            executor._dispatcher, "_look_at_the_clock", lambda: (look(), looks.append(1))
-        )
+        looks, look = list[None](), executor._dispatcher._look_at_the_clock
+
+        def counted() -> None:
+            look()
+            looks.append(None)
+
+        monkeypatch.setattr(executor._dispatcher, "_look_at_the_clock", counted)
         work.wait_until(lambda: len(looks) > 2)
         gate.put_many([b""] * 2)
 
