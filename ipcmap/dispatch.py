@@ -5,7 +5,9 @@ it holds the *lead*; where nobody does, the manager, a thread, takes the lead it
 So a call that waits for its own answer is woken by the worker, and by no thread in between.
 
 That a worker died is noticed by the manager, through its pidfd, and said in the same ring: when
-that notice is taken, every answer of the worker has been.
+that notice is taken, every answer of the worker has been. The manager buries it then, whoever
+took the notice: a burial cannot be done again, and no signal handler breaks off what a thread
+other than the main one does.
 
 Guards
   lock   all that is said of tasks, seats and the queue. No code of a caller runs under it.
@@ -74,6 +76,7 @@ class Dispatcher(Workforce):
         self._leader = 0  # the thread that waits for answers in pull()
         self._led = 0  # how often somebody other than the manager has led
         self._taken: deque[bytes] = deque()
+        self._noticed: deque[tuple[int, int]] = deque()  # index and pid of workers to bury
         self._hurried = self._asleep = False
         self._moved = time.monotonic()  # when something came, or the last line was said
         self._over = False
@@ -250,10 +253,8 @@ class Dispatcher(Workforce):
 
     def _notice(self, kind: int, record: bytes) -> None:
         if kind == DIED:
-            index, pid = _DEATH.unpack_from(record)
-            seat = self.seats.get(index)
-            if seat is not None and seat.process.pid == pid:
-                self._bury(seat)
+            self._noticed.append(_DEATH.unpack_from(record))
+            self.wake()
         elif kind == UNPREPARED:
             error = load(record)
             self._break(f"initializer of a worker failed: {type(error).__name__}: {error}", error)
@@ -286,6 +287,8 @@ class Dispatcher(Workforce):
                     died += self._dead(descriptor)
             self._asleep = False
             died = [death for death in died if not self._tell(death)]
+            if self._noticed:
+                self._bury_the_noticed()
             self._look_at_the_clock()
             self._say_if_stalled()
             self.settle()
@@ -334,6 +337,17 @@ class Dispatcher(Workforce):
         except queue.Full:
             return False
         return True
+
+    def _bury_the_noticed(self) -> None:
+        """Replace the workers whose last answers have been dealt with; twice is once."""
+        with self.lock:
+            while self._noticed:
+                index, pid = self._noticed.popleft()
+                seat = self.seats.get(index)
+                if seat is not None and seat.process.pid == pid:
+                    self._bury(seat)
+            self._feed()
+            self._nudge()
 
     # The end
 

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures.process import BrokenProcessPool
@@ -17,6 +18,7 @@ import pytest
 import executors as work
 from children import Fork
 from ipcmap import Arena, BusyError, ProcessPoolExecutor, Ring, TaskName, WorkerDied
+from ipcmap.seats import Seat
 from ipcmap.tasks import Task, TaskFuture
 
 
@@ -341,6 +343,44 @@ def test_a_signal_handler_does_not_wait_for_what_it_interrupted(
         signal.signal(signal.SIGALRM, before)
     assert refused
     assert other.result() == 1
+
+
+def test_an_interrupt_does_not_break_off_a_burial(
+    executor: ProcessPoolExecutor, arena: Arena, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the dead worker held is done, or lost, all the same."""
+    dispatcher, said, gate = executor._dispatcher, Ring(arena=arena), Ring(arena=arena)
+    clear = Seat.clear
+
+    def clear_and_interrupt(seat: Seat) -> object:
+        cleared = clear(seat)
+        if threading.current_thread() is threading.main_thread():
+            raise RuntimeError("from a signal handler")
+        return cleared
+
+    monkeypatch.setattr(Seat, "clear", clear_and_interrupt)
+    tasks = [executor.submit(work.say_and_wait, said, gate) for _ in range(2)]
+    others = [executor.submit(work.same, item) for item in range(50)]
+    said.get()
+    said.get()
+    pids = list(executor._processes)
+    me = threading.get_ident()
+
+    def kill() -> None:
+        work.wait_until(lambda: dispatcher._leader == me)
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    try:
+        assert [type(task.exception(20)) for task in tasks] == [WorkerDied] * 2
+        assert [one.result(20) for one in others] == list(range(50))
+    except BaseException:
+        executor._dispatcher.tasks.clear()  # or its end would wait for what is nowhere
+        raise
+    finally:
+        killer.join()
 
 
 PARENT = """
