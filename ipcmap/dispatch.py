@@ -161,7 +161,7 @@ class Dispatcher(Workforce):
         while not done():
             self._check_owner()
             left = deadline.slice(_SLICE)
-            if self._lead.locked():
+            if self._lead.locked() or self._over:
                 self._check_leader()
                 with condition:
                     if not done():
@@ -169,7 +169,7 @@ class Dispatcher(Workforce):
             else:
                 with self._lead:
                     self._led += 1
-                    if not self._finished and not done():
+                    if not (self._finished or self._over or done()):
                         self._leader = threading.get_ident()
                         try:
                             self._pump(left)
@@ -188,10 +188,11 @@ class Dispatcher(Workforce):
 
     def collect(self) -> None:
         """Take what has come, without waiting; unless another does."""
-        if not self._lead.locked() and len(self._results):
+        if not self._lead.locked():
             with self._lead:
-                self._led += 1
-                self._pump(0)
+                if not self._over and len(self._results):
+                    self._led += 1
+                    self._pump(0)
 
     def _pump(self, timeout: float) -> None:
         """Take what has come, waiting for the first; called with the lead."""
@@ -352,7 +353,11 @@ class Dispatcher(Workforce):
     # The end
 
     def shutdown(self, *, wait: bool) -> None:
-        """Take no more tasks; end when all are done."""
+        """Take no more tasks; end when all are done.
+
+        Raises:
+            BusyError: To wait, in a signal handler that has interrupted a wait for answers.
+        """
         if not self.is_ours:
             return
         with self.lock:
@@ -363,6 +368,7 @@ class Dispatcher(Workforce):
             return
         self.wake()
         if wait and manager is not threading.current_thread():
+            self._check_leader()
             manager.join()
 
     def let_go(self) -> None:
@@ -375,7 +381,8 @@ class Dispatcher(Workforce):
                 self.wake()
 
     def _finish(self) -> None:
-        with self.lock:
+        # Whoever leads waits in the ring that is given back here.
+        with self._lead, self.lock:
             if self._over:
                 return
             self._over = True

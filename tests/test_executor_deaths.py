@@ -18,6 +18,7 @@ import pytest
 import executors as work
 from children import Fork
 from ipcmap import Arena, BusyError, ProcessPoolExecutor, Ring, TaskName, WorkerDied
+from ipcmap._deadline import Deadline
 from ipcmap.seats import Seat
 from ipcmap.tasks import Task, TaskFuture
 
@@ -366,8 +367,12 @@ def test_an_interrupt_does_not_break_off_a_burial(
     pids = list(executor._processes)
     me = threading.get_ident()
 
+    def leads() -> bool:
+        dispatcher._led += 1  # or the manager would lead, which sees nobody else do it
+        return dispatcher._leader == me
+
     def kill() -> None:
-        work.wait_until(lambda: dispatcher._leader == me)
+        work.wait_until(leads)
         for pid in pids:
             os.kill(pid, signal.SIGKILL)
 
@@ -381,6 +386,54 @@ def test_an_interrupt_does_not_break_off_a_burial(
         raise
     finally:
         killer.join()
+
+
+def test_nobody_waits_in_what_is_given_back(
+    executor: ProcessPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The end has the lead; who takes it afterwards finds nothing to wait for."""
+    dispatcher = executor._dispatcher
+    dismiss, led = dispatcher._dismiss_all, []
+
+    def dismiss_and_look() -> None:
+        led.append(dispatcher._lead.locked())
+        dismiss()
+
+    monkeypatch.setattr(dispatcher, "_dismiss_all", dismiss_and_look)
+    assert executor.submit(work.same, 1).result() == 1
+
+    executor.shutdown()
+    dispatcher.collect()
+    dispatcher.pull(lambda: False, threading.Condition(), Deadline(0))
+
+    assert led == [True]
+
+
+def test_a_signal_handler_does_not_wait_for_the_end_of_what_it_interrupted(
+    executor: ProcessPoolExecutor, arena: Arena
+) -> None:
+    """The end waits for whoever takes the answers; the handler is told so."""
+    said, gate = Ring(arena=arena), Ring(arena=arena)
+    task = executor.submit(work.say_and_wait, said, gate, 7)
+    said.get()
+    refused: list[bool] = []
+
+    def handle(number: int, frame: object) -> None:
+        if executor._dispatcher._leader == threading.get_ident():
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            with pytest.raises(BusyError):
+                executor.shutdown()
+            refused.append(True)
+            gate.put(b"")
+
+    before = signal.signal(signal.SIGALRM, handle)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.02, 0.02)
+        assert task.result() == 7
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert refused
 
 
 PARENT = """
