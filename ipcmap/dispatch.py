@@ -288,6 +288,8 @@ class Dispatcher(Workforce):
                     died += self._dead(descriptor)
             self._asleep = False
             died = [death for death in died if not self._tell(death)]
+            if self._accused:
+                self._execute_the_condemned()
             if self._noticed:
                 self._bury_the_noticed()
             self._look_at_the_clock()

@@ -100,9 +100,14 @@ class Seat:
         number = task.number
         if not self._cells.condemn_or_begin(self._at + TASK, number, number | CONDEMNED):
             return False
-        self.condemned = True
-        self.process.kill()
+        self.execute()
         return True
+
+    def execute(self) -> None:
+        """Kill its worker, if it is condemned; twice is once."""
+        if self._cell[TASK] & CONDEMNED:
+            self.condemned = True
+            self.process.kill()
 
     def mean(self) -> float | None:
         """Return what a task took, in nanoseconds, of those since the last call; ``None`` = none."""

@@ -64,6 +64,7 @@ class Workforce:
         self._idle: dict[int, Seat] = {}
         self._finished: dict[int, tuple[TaskFuture[Any], bytes | BaseException]] = {}
         self._tried: dict[int, int] = {}  # how often a task was lost, and is done again
+        self._accused: deque[Seat] = deque()  # that drop() may have condemned
         self._overdue: set[int] = set()  # tasks whose workers are killed for them
         self._mean = float(_AHEAD)  # nanoseconds that a task takes
         self._ahead = 1
@@ -226,7 +227,10 @@ class Workforce:
                 seat = task.seat
                 if seat is not None:
                     self.queue.extendleft(reversed(self._withdraw(seat)))
-                if task.seat is None or task.seat.condemn(task):
+                seat = task.seat
+                if seat is not None:
+                    self._accused.append(seat)
+                if seat is None or seat.condemn(task):
                     self._end(task, CancelledError())
                     self._feed()
                     self._nudge()
@@ -235,6 +239,14 @@ class Workforce:
             if time.monotonic() > until:
                 return False
             os.sched_yield()
+
+    def _execute_the_condemned(self) -> None:
+        """Kill whom a signal handler's exception kept :meth:`drop` from killing."""
+        with self.lock:
+            while self._accused:
+                seat = self._accused.popleft()
+                if self.seats.get(seat.index) is seat:
+                    seat.execute()
 
     def drop_waiting(self) -> None:
         """Cancel every task that no worker has begun."""

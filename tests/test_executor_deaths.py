@@ -21,6 +21,7 @@ from ipcmap import Arena, BusyError, ProcessPoolExecutor, Ring, TaskName, Worker
 from ipcmap._deadline import Deadline
 from ipcmap.seats import Seat
 from ipcmap.tasks import Task, TaskFuture
+from ipcmap.zygote import ZygoteProcess
 
 
 @pytest.fixture
@@ -386,6 +387,30 @@ def test_an_interrupt_does_not_break_off_a_burial(
         raise
     finally:
         killer.join()
+
+
+def test_an_interrupt_does_not_leave_a_condemned_worker_alive(
+    executor: ProcessPoolExecutor, arena: Arena, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would do nothing any more, and keep what it has in hand."""
+    said, gate = Ring(arena=arena), Ring(arena=arena)
+    task = executor.submit(work.say_and_wait, said, gate)
+    said.get()
+    kill = ZygoteProcess.kill
+
+    def interrupt_or_kill(process: ZygoteProcess) -> None:
+        if threading.current_thread() is threading.main_thread():
+            raise RuntimeError("from a signal handler")
+        kill(process)
+
+    monkeypatch.setattr(ZygoteProcess, "kill", interrupt_or_kill)
+    with pytest.raises(RuntimeError, match="from a signal handler"):
+        task.cancel()
+    try:
+        assert isinstance(task.exception(20), WorkerDied)
+    finally:
+        monkeypatch.undo()
+        executor.kill_workers()
 
 
 def test_nobody_waits_in_what_is_given_back(
