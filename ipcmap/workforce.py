@@ -23,7 +23,7 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 from ipcmap.arena import Arena
-from ipcmap.errors import ArenaFull, WorkerDied
+from ipcmap.errors import ArenaFull, CorruptError, IpcmapError, WorkerDied
 from ipcmap.executor_statistics import ExecutorStatistics
 from ipcmap.messages import NUDGE, TAIL
 from ipcmap.seats import Seat
@@ -276,8 +276,8 @@ class Workforce:
             self._feed()
 
     def _nudge(self) -> None:
-        """Have whoever leads look again."""
-        with contextlib.suppress(queue.Full):
+        """Have whoever leads look again; where the ring is damaged, nobody leads for long."""
+        with contextlib.suppress(queue.Full, IpcmapError):
             self._results.put(TAIL.pack(0, NUDGE), 0)
 
     # Workers die
@@ -383,6 +383,7 @@ class Workforce:
         if self._zygote is not None and self._zygote.target is not None:
             self._zygote.close()
         self._zygote = None
-        self._results.destroy()
+        with contextlib.suppress(CorruptError):
+            self._results.destroy()
         del self._cells
         self._blueprint.block.free()

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +18,7 @@ import pytest
 
 import executors as work
 from children import Fork
-from ipcmap import Arena, BusyError, ProcessPoolExecutor, Ring, TaskName, WorkerDied
+from ipcmap import Arena, BusyError, CorruptError, ProcessPoolExecutor, Ring, TaskName, WorkerDied
 from ipcmap._deadline import Deadline
 from ipcmap.seats import Seat
 from ipcmap.tasks import Task, TaskFuture
@@ -411,6 +412,45 @@ def test_an_interrupt_does_not_leave_a_condemned_worker_alive(
     finally:
         monkeypatch.undo()
         executor.kill_workers()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_damaged_ring_of_answers_breaks_the_executor(engine: str, arena: Arena) -> None:
+    """Every future says so, and no worker stays."""
+    executor = ProcessPoolExecutor(2, arena=arena)
+    dispatcher, said, gate = executor._dispatcher, Ring(arena=arena), Ring(arena=arena)
+    tasks = [executor.submit(work.say_and_wait, said, gate) for _ in range(3)]
+    said.get()
+    said.get()
+    pids = list(executor._processes)
+    dispatcher._results = DamagedRing(dispatcher._results)  # type: ignore[assignment]
+
+    done, waiting = wait(tasks, 20)
+
+    assert not waiting
+    assert [type(task.exception()) for task in done] == [BrokenProcessPool] * 3
+    executor.shutdown()
+    assert all(map(work.is_gone, pids))
+
+
+class DamagedRing:
+    """A ring whose every call finds it damaged."""
+
+    def __init__(self, ring: Ring) -> None:
+        self._ring = ring
+
+    def put(self, data: object, timeout: float | None = None) -> None:
+        raise CorruptError("ring is damaged")
+
+    def get_many(self, most: int | None, timeout: float | None = None) -> list[bytes]:
+        raise CorruptError("ring is damaged")
+
+    def __len__(self) -> int:
+        raise CorruptError("ring is damaged")
+
+    def destroy(self) -> None:
+        self._ring.destroy()
+        raise CorruptError("ring is damaged")
 
 
 def test_nobody_waits_in_what_is_given_back(
