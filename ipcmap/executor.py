@@ -274,6 +274,9 @@ class ProcessPoolExecutor(Executor):
         Args:
             wait: Whether to return when they are, and the workers have ended.
             cancel_futures: Whether those that no worker has begun are cancelled.
+
+        Raises:
+            BusyError: To wait, in a signal handler that has interrupted a wait for results.
         """
         if cancel_futures:
             self._dispatcher.closing = True
