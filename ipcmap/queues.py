@@ -297,7 +297,7 @@ class Queue(Objects[T]):
         cell = self._mine.next()
         if cell is None:
             raise ValueError("task_done() called too many times")
-        self._ring._end_loan(cell)
+        self._ring._end_lease(cell)
 
     def destroy(self) -> None:
         """Free it for the whole family; every handle of it is stale then.
@@ -315,7 +315,7 @@ class Queue(Objects[T]):
 
     def _let_go(self) -> None:
         while (cell := self._mine.next()) is not None:
-            self._ring._end_loan(cell)
+            self._ring._end_lease(cell)
 
     # Facts and the end
 

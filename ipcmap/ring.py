@@ -21,7 +21,6 @@ from ipcmap.listener import Listener
 from ipcmap.loans import Attachment, Claim, Lease
 from ipcmap.pages import byte_count
 from ipcmap.ring_handle import RingHandle, bytes_of
-from ipcmap.structure import free_quietly
 
 __all__ = ["Ring", "RingStatistics"]
 
@@ -191,7 +190,7 @@ class Ring(RingHandle):
 
         def abort() -> None:
             scratch.clear()
-            self._core.give_back(hand)
+            self._give_back(hand)
 
         return Claim(take, commit, abort)
 
@@ -320,18 +319,11 @@ class Ring(RingHandle):
                 raise
 
         def free() -> None:
-            cell = leased.pop()
-            try:
-                free_quietly(self._allocator, cell)
-            except BaseException:
-                # By a signal handler. A lease that has ended must not come again, when this
-                # process ends.
-                free_quietly(self._allocator, cell)
-                raise
+            self._end_lease(leased.pop())
 
         def give_back() -> None:
             leased.clear()
-            self._core.give_back(hand)
+            self._give_back(hand)
 
         return Lease(take, free, give_back)
 

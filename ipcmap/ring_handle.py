@@ -33,7 +33,7 @@ from ipcmap._core.stall_log import blame
 from ipcmap._deadline import Deadline
 from ipcmap.errors import ArenaFull, BusyError, ClosedError, CorruptError, RecordTooLarge
 from ipcmap.listener import Key, Listener, rearm
-from ipcmap.structure import Structure, free_left_behind, free_quietly
+from ipcmap.structure import Structure, free_left_behind, free_quietly, leave_behind
 
 __all__ = ["RingHandle", "bytes_of"]
 
@@ -118,7 +118,7 @@ class RingHandle(Structure):
             self._core.record_in(cell)[:] = data
             self._put_block(cell, deadline)
         except BaseException:
-            self._core.give_back(hand)
+            self._give_back(hand)
             raise
 
     def _put_block(self, cell: Cell, deadline: Deadline) -> None:
@@ -205,6 +205,21 @@ class RingHandle(Structure):
                 rearm(self._key, None)
                 raise
 
+    def _end_lease(self, cell: Cell) -> None:
+        """End a lease, and free its block."""
+        try:
+            free_quietly(self._allocator, self._core.end_lease(cell))  # B3 free
+        except BaseException:
+            # By a signal handler. What is done with must not come again.
+            free_quietly(self._allocator, self._core.end_lease(cell))
+            raise
+
+    def _give_back(self, hand: Hand) -> None:
+        """Give back what a call that is broken off has in hand, later where that is not possible now."""
+        core = self._core
+        if not core.give_back(hand):
+            leave_behind(lambda: core.give_back(hand))
+
     # For queues
 
     def _put_within(self, most: int, data: bytes, deadline: Deadline) -> None:
@@ -220,7 +235,7 @@ class RingHandle(Structure):
             core.record_in(cell)[:] = data
             self._offer_within(most, cell, core.need_of_block, deadline)
         except BaseException:
-            core.give_back(hand)
+            self._give_back(hand)
             raise
 
     def _offer_within(self, most: int, record: bytes | Cell, need: int, deadline: Deadline) -> None:
@@ -247,17 +262,9 @@ class RingHandle(Structure):
             if cell is not None:
                 hands.drop(cell)
                 if isinstance(error, CorruptError):  # nobody can have it
-                    self._end_loan(cell)
+                    self._end_lease(cell)
                     raise
-            self._core.give_back(hand)
-            raise
-
-    def _end_loan(self, cell: Cell) -> None:
-        try:
-            free_quietly(self._allocator, cell)
-        except BaseException:
-            # By a signal handler. What is done with must not come again.
-            free_quietly(self._allocator, cell)
+            self._give_back(hand)
             raise
 
     def _unfinished(self, arriving: int = 0) -> int:

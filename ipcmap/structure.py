@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import os
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, ClassVar, Self
 
 from ipcmap._core.layout import IDENTITY
@@ -24,7 +24,7 @@ from ipcmap._deadline import Deadline
 from ipcmap.arena import Arena, default_arena, inherited_arena
 from ipcmap.errors import BusyError, IpcmapError
 
-__all__ = ["Structure", "free_left_behind", "free_quietly"]
+__all__ = ["Structure", "free_left_behind", "free_quietly", "leave_behind"]
 
 
 class Structure:
@@ -143,33 +143,49 @@ class Structure:
             free_quietly(self._allocator, self._cell)
 
 
-# What this process made and nobody else can have yet; and blocks that a finalizer
-# could not free, since it interrupted a change of their arena.
+# What this process made and nobody else can have yet; and how to free what could not be
+# freed when it was to be, since somebody was in the way.
 _unshared: weakref.WeakSet[Structure] = weakref.WeakSet()
-_left_behind: list[tuple[Allocator, Cell]] = []
+_left_behind: list[Callable[[], bool]] = []
 
 
-def free_quietly(allocator: Allocator, cell: Cell) -> bool:
+def free_quietly(allocator: Allocator, cell: Cell) -> None:
     """Free a block, later where that cannot be done now, or not soon.
 
-    So it is where a finalizer interrupted a change of its arena, or another is stopped in one.
-    Return whether there is nothing more to do.
+    So it is where a finalizer interrupted a change of its arena, or another is in one.
     """
+    if not _is_freed(allocator, cell):
+        leave_behind(lambda: _is_freed(allocator, cell))
+    elif _left_behind:
+        free_left_behind()
+
+
+def _is_freed(allocator: Allocator, cell: Cell) -> bool:
     try:
         allocator.free(cell, Deadline(0))
     except (BusyError, Stalled):
-        _left_behind.append((allocator, cell))
         return False
-    except IpcmapError:
+    except IpcmapError:  # nor is it there any more
         pass
     return True
+
+
+def leave_behind(free: Callable[[], bool]) -> None:
+    """Have something freed later: call this again, until it returns ``True``."""
+    _left_behind.append(free)
 
 
 def free_left_behind() -> None:
     """Free what could not be freed before, up to the first that cannot be now."""
     for _ in range(len(_left_behind)):
         with contextlib.suppress(IndexError):  # another thread was faster
-            if not free_quietly(*_left_behind.pop(0)):
+            free, done = _left_behind.pop(0), False
+            try:
+                done = free()
+            finally:
+                if not done:
+                    leave_behind(free)
+            if not done:
                 break
 
 

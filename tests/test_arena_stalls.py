@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from children import Child, Fork
-from ipcmap import Arena, Queue, Ring
+from ipcmap import Arena, JoinableQueue, Queue, Ring
 from ipcmap._core import libc
 from ipcmap._core.reference_allocator import GIVE_BACK
 from ipcmap._core.reference_sections import inside
@@ -166,6 +166,88 @@ def test_a_large_record_is_taken_though_its_block_cannot_be_freed(
     assert arena.statistics().blocks == before + 3
     with pytest.raises(queue.Empty):
         Ring.get(ring, timeout=0.01)
+    assert arena.statistics().blocks == before
+
+
+def be_done_by_lease(objects: Ring) -> None:
+    """Take a record on a lease, and end it once continued."""
+    with objects.lease(0.2):
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def be_done_by_task_done(objects: Queue[bytes]) -> None:
+    """Take an object, and say so once continued."""
+    objects.get(timeout=0.2)
+    os.kill(os.getpid(), signal.SIGSTOP)
+    objects.task_done()
+
+
+@pytest.mark.parametrize("record", [SMALL, LARGE], ids=["small", "large"])
+@pytest.mark.parametrize("by", [be_done_by_lease, be_done_by_task_done])
+def test_what_is_done_with_does_not_come_again_though_its_block_cannot_be_freed(
+    by: Callable[[Any], None], record: bytes, ring_type: type[Ring], arena: Arena, fork: Fork
+) -> None:
+    """Its consumer is killed before it could free the block; the sweep does."""
+    objects: Any
+    if by is be_done_by_lease:
+        objects, ring = [ring_type(arena=arena)] * 2
+    else:
+        objects = Queue(ack=True, arena=arena)
+        ring = objects._ring
+    before = blocks(arena)
+    objects.put(record)
+
+    def be_done_and_die() -> None:
+        by(objects)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    child = fork(be_done_and_die)
+    os.waitid(os.P_PID, child.pid, os.WSTOPPED | os.WNOWAIT)
+    with somebody_in_the_way(arena, fork):
+        os.kill(child.pid, signal.SIGCONT)
+        assert child.wait() == -signal.SIGKILL
+        assert ring._unfinished() == 0, "though its block is not free"
+
+    arena.sweep()
+    with pytest.raises(queue.Empty):
+        objects.get(timeout=0)
+    assert blocks(arena) == before
+
+
+def test_a_join_does_not_wait_for_a_block_to_be_freed(arena: Arena, fork: Fork) -> None:
+    """All is done with; the block is freed by what is done with next."""
+    tasks: JoinableQueue[bytes] = JoinableQueue(arena=arena)
+    before = blocks(arena)
+    for _ in range(2):
+        tasks.put(SMALL)
+        tasks.get()
+    with somebody_in_the_way(arena, fork):
+        tasks.task_done()
+        assert tasks.unfinished_tasks == 1
+    assert arena.statistics().blocks == before + 2
+    tasks.task_done()
+    tasks.join()
+
+    assert arena.statistics().blocks == before
+
+
+def test_a_large_put_that_gives_up_in_front_of_the_ring_keeps_nothing(
+    ring_type: type[Ring], arena: Arena, fork: Fork
+) -> None:
+    """Its block is freed when somebody next waits in vain."""
+    ring = ring_type(arena=arena)
+    before = blocks(arena)
+    child = stop_in(ring._core._producers_section, fork)
+    consumer = stop_in(ring._core._consumers_section, fork)
+    with pytest.raises(queue.Full, match=f"pid {child.pid}, which is stopped"):
+        ring.put(LARGE, 0.05)
+    for stopped in (child, consumer):
+        os.kill(stopped.pid, signal.SIGCONT)
+        assert stopped.wait() == 0
+    assert arena.statistics().blocks == before + 1
+    with pytest.raises(queue.Empty):
+        Ring.get(ring, timeout=0.01)
+
     assert arena.statistics().blocks == before
 
 

@@ -466,7 +466,7 @@ def test_a_thread_is_done_with_what_it_took_first() -> None:
 def test_a_get_that_is_broken_off_keeps_nothing_back(record: str, arena: Arena) -> None:
     """It is in hand, or comes again: both can be done with."""
     ours = {Hands.add.__code__, Hands.drop.__code__, RingHandle._take_on_loan.__code__}
-    ours |= {Queue._lease.__code__, Queue.task_done.__code__, RingHandle._end_loan.__code__}
+    ours |= {Queue._lease.__code__, Queue.task_done.__code__, RingHandle._end_lease.__code__}
 
     class Broken(BaseException):
         """As a signal handler raises it."""

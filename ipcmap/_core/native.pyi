@@ -99,7 +99,7 @@ def bind(
     put_rest: Callable[..., None],
     get_many: Callable[..., list[bytes]],
     idle: Callable[..., None],
-    free: Callable[..., bool],
+    free: Callable[..., object],
     may_spin: Callable[[], bool],
     call: Callable[..., None],
     return_all: Callable[..., None],

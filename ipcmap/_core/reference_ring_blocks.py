@@ -24,10 +24,13 @@ Sync points, each at both of its ends
   B1 tag     producer: allocates the block (A1 of reference_allocator)
   B2 retag   consumer: its tag on a block that the ring still owns, before R2
              next consumer, sweep: the ring comes before the tag
-  B3 free    consumer: after its copy, or at the end of a lease (A2)
+  B3 free    consumer: after its copy, or after L3 (A2)
   L1 return  sweep: tag RETURNED of the family, after the hint
              consumer: looks for RETURNED blocks when the ring seems empty
   L2 pop     consumer: its own tag on a RETURNED block, one store
+  L3 end     consumer: RECORD in its own tag on a LEASED block, one store, in no section:
+             until its holder dies, nobody else changes the tag of a lease that was taken
+             sweep: load of the tag; what is LEASED comes again
   J1 take    lease of an inline record: its kind in the ring is TAKEN, after the copy
              and `lease`; then the copy's tag is LEASED, then R2
              next to look at read_pos: finds TAKEN, so both are done, or done now
@@ -35,8 +38,9 @@ Sync points, each at both of its ends
 If a process dies (or a signal handler raises)
   before R1    the block is its own: the sweep of its slot frees it
   B2 to R2     the ring still owns the block: the next consumer retags it
-  R2 to B3     it was the one record of an unfinished get, and the sweep frees it; or it
-               is LEASED, and the sweep returns it
+  R2 to B3     it was the one record of an unfinished get, and the sweep frees it
+  R2 to L3     it is LEASED, and the sweep returns it
+  L3 to B3     the lease has ended, and the sweep frees it
   R2 to B3     for want of memory: it becomes LEASED, and is returned at once
   R2, then raised in the call of who listens for room: likewise, and an inline record
                is copied into a block for it
@@ -320,16 +324,29 @@ class RingBlocks(RingWaiting):
         words[at.SEEN_WRITE_POS] = read_pos  # the next get is to look
         return True, words[at.CONSUMERS_SLEEPING]
 
-    def give_back(self, hand: Hand) -> None:
+    def end_lease(self, cell: Cell) -> Cell:
+        """End the lease of a block, which is one's own to free from here on; return it so.
+
+        However long somebody holds up the freeing, the record does not come again. Twice is once.
+        """
+        self._place.allocator.pass_on(cell, self._place.known(), Kind.RECORD)  # L3 end
+        return cell._replace(kind=Kind.RECORD)
+
+    def give_back(self, hand: Hand) -> bool:
         """Free the blocks of a call that was broken off, or return what it leased.
 
-        What is the ring's, or another call's by now, stays. Where the section is not to
-        be had, all stay until this process ends.
+        What is the ring's, or another call's by now, stays. Return whether there is nothing
+        more to do: ``False`` where a section was not to be had, and the hand has the rest.
         """
-        with contextlib.suppress(Stalled, Reentered, BusyError, Damaged):
+        try:
             while hand.cells:
                 self._give_back(hand.cells[-1], hand.call)
                 hand.cells.pop()
+        except (Stalled, Reentered, BusyError):
+            return False
+        except Damaged:  # they stay until this process ends
+            pass
+        return True
 
     def _give_back(self, cell: Cell, call: int) -> None:
         def ours() -> bool:

@@ -17,7 +17,7 @@
  *   lease    the same with LEASED in the new tag. An inline record is first copied into a block
  *            of one's own: header, the word `lease`, J1 take (the record is TAKEN), then the
  *            copy is LEASED, then R2 consume. Whoever next looks at read_pos in section C and
- *            finds TAKEN does what is left of that
+ *            finds TAKEN does what is left of that. L3 end: one store of the tag; then B3 free
  *   sweep    in section C, a block at a time: finish a lease; owned by the ring: leave; no more
  *            the dead one's: leave; LEASED: the hint `returned`, then L1 return; else, outside,
  *            B3 free if the tag is still the same
@@ -183,11 +183,13 @@ inline use() {
 	:: atomic {
 		LEASES(me) ->
 		assert(content[block] == id);
-		release();
+#ifndef END_BY_FREE
+		tag[block] = MINE;                                              /* L3 end */
+#endif
 		deliver(id);
-		id = 0;
-		block = 0
-	   }
+		id = 0
+	   };
+	   atomic { release(); block = 0 }
 	:: atomic { !LEASES(me) -> assert(content[block] == id); release(); block = 0 };
 	   atomic { deliver(id); id = 0 }
 	fi

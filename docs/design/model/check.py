@@ -378,6 +378,7 @@ MUTANTS: list[Mutant] = [
     Mutant("block.newcomer", "SWEEP_WITHOUT_DEAD"),
     Mutant("block.newcomer", "FREE_WITHOUT_GENERATION"),
     Mutant("block.sweeper_dies", "HINT_AFTER_TAG"),
+    Mutant("block.lease", "END_BY_FREE"),
     Mutant("block.returned", "CLEAR_WITHOUT_SEARCH"),
     Mutant("block.returned", "POP_WITHOUT_LOOK"),
     Mutant("block.inline", "LEASED_BEFORE_TAKEN"),
