@@ -27,6 +27,14 @@ class Child:
             self.status = os.waitstatus_to_exitcode(status)
         return self.status
 
+    def has_ended(self) -> bool:
+        """Reap it if it has ended; return whether it has."""
+        if self.status is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                self.status = os.waitstatus_to_exitcode(status)
+        return self.status is not None
+
     def kill(self) -> None:
         """End it by SIGKILL and reap it."""
         if self.status is None:

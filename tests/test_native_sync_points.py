@@ -26,6 +26,7 @@ LARGE = ["put_large", "get_large"]  # of records in blocks
 OF_BLOCKS = ["allocate", "free", "retag"]
 GUARDS = ["lock", "rlock", "semaphore", "travels"]  # the last, with tokens that travel
 MODES = ["kill", "stop", "raise", "fork"]
+LONG = [pytest.mark.stress, pytest.mark.timeout(3600)]
 COMPILER = shlex.split(sysconfig.get_config_var("CC") or "cc")[0]
 
 pytestmark = [
@@ -83,7 +84,7 @@ FULLER = [
 
 @pytest.mark.parametrize(
     ("call", "mode", "extent"),
-    [*RUNS, *(pytest.param(*run, marks=pytest.mark.stress) for run in FULLER)],
+    [*RUNS, *(pytest.param(*run, marks=LONG) for run in FULLER)],
 )
 def test_whoever_is_struck_at_a_point_takes_nothing_along_but_the_call_in_hand(
     call: str, mode: str, extent: str, hooks: Path, tmp_path: Path

@@ -15,6 +15,7 @@ import os
 import random
 import threading
 from collections import Counter
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import pytest
@@ -148,19 +149,34 @@ class Storm:
             child.kill()
             self.book(produces, journal, True)
             self.seats[index] = self.seat(produces)
+            self.relieve()
         self.stop[0] = 1
-        for produces, journal, child in self.seats:
-            if produces:
-                assert child.wait() == 0
-                self.book(produces, journal, False)
-        if isinstance(self.tasks, JoinableQueue):
-            self.tasks.join()
-            assert self.tasks.unfinished_tasks == 0
-        self.tasks.shutdown()
-        for produces, journal, child in self.seats:
-            if not produces:
-                assert child.wait() == 0
-                self.book(produces, journal, False)
+        self.relieve_until(lambda: not any(produces for produces, _, _ in self.seats))
+        tasks = self.tasks
+        if isinstance(tasks, JoinableQueue):
+            self.relieve_until(lambda: tasks.unfinished_tasks == 0)
+            tasks.join()
+        tasks.shutdown()
+        self.relieve_until(lambda: not self.seats)
+
+    def relieve_until(self, over: Callable[[], bool]) -> None:
+        """Relieve who has ended, until something holds."""
+        while not over():
+            threading.Event().wait(PAUSE)
+            self.relieve()
+
+    def relieve(self) -> None:
+        """Enter what those did who have ended by themselves; another goes on for a full journal."""
+        for seat in [seat for seat in self.seats if seat[2].has_ended()]:
+            produces, journal, child = seat
+            assert child.wait() == 0
+            if produces and not self.stop[0]:
+                continue  # it has put all, and is to be killed
+            full = not produces and journal.words[TAKEN] == ENTRIES
+            self.book(produces, journal, False)
+            self.seats.remove(seat)
+            if full:
+                self.seats.append(self.seat(produces))
 
     def check(self) -> str:
         """Find each object where it may be; return a line about them."""
