@@ -67,30 +67,37 @@ def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-ROWS = ["bytes64", "bytes4k", "bytes1m", "batch64", "rtt", "rtt_idle", "fan", "idle", "memory"]
-PEERS = {
+BYTES = {
     "ipcmap.Ring",
+    "ipcmap.Pipe",
     "multiprocessing.Queue",
     "multiprocessing.SimpleQueue",
     "multiprocessing.Pipe",
     "multiprocessing Manager().Queue",
 }
+PIPES = {"ipcmap.Pipe", "multiprocessing.Pipe"}
+MANAGER = {"multiprocessing Manager().Queue"}
+QUEUE = {"ipcmap.Queue"}
+POOLS = {"ipcmap.ProcessPoolExecutor", "concurrent.futures", "multiprocessing.Pool"}
 
 
 @pytest.mark.parametrize(
-    ("row", "absent"),
+    ("row", "peers"),
     [
-        ("bytes64", set()),
-        ("bytes1m", set()),
-        ("rtt", set()),
-        ("rtt_idle", set()),
-        ("batch64", PEERS - {"ipcmap.Ring"}),
-        ("fan", {"multiprocessing.Pipe"}),
-        ("idle", {"multiprocessing.Pipe"}),
-        ("memory", {"multiprocessing Manager().Queue"}),
+        ("bytes64", BYTES),
+        ("bytes1m", BYTES),
+        ("rtt", BYTES),
+        ("rtt_idle", BYTES),
+        ("batch64", {"ipcmap.Ring"}),
+        ("objects", BYTES - {"ipcmap.Ring"} | QUEUE),
+        ("fan", BYTES - PIPES),
+        ("executor", POOLS),
+        ("roundtrip_task", POOLS),
+        ("idle", BYTES - PIPES | QUEUE),
+        ("memory", BYTES - MANAGER | QUEUE),
     ],
 )
-def test_every_peer_that_can_do_a_row_is_in_it(row: str, absent: set[str], scratch: Path) -> None:
+def test_every_peer_that_can_do_a_row_is_in_it(row: str, peers: set[str], scratch: Path) -> None:
     """Each has its figures, ipcmap its ratio, and nothing is left in files."""
     report = measured(row, "--quick")
     (found,) = report["rows"]
@@ -98,7 +105,7 @@ def test_every_peer_that_can_do_a_row_is_in_it(row: str, absent: set[str], scrat
     assert (found["name"], found["failures"], report["correct"]) == (row, [], True)
     for point in found["points"]:
         names = {result["peer"] for result in point["results"]} - {"ipcmap.Ring, lease"}
-        assert names == PEERS - absent
+        assert names == peers
         for result in point["results"]:
             assert len(result["values"]) == found["repeats"]
             assert all(value >= 0 for value in result["figures"].values())
@@ -135,7 +142,7 @@ def test_the_json_has_the_fields_that_its_schema_says() -> None:
     assert {*ours} == {"peer", "ours", "figures", "values", "ratio"}
     assert {*ours["figures"]} == {"round_trips", "p50", "p99", "p999"}
     assert ours["figures"]["p50"] <= ours["figures"]["p99"] <= ours["figures"]["p999"]
-    assert {*report["peers"]} >= PEERS
+    assert {*report["peers"]} >= BYTES | QUEUE | POOLS
 
 
 def test_the_table_shows_each_peer_and_progress_is_a_line_a_row() -> None:
@@ -149,14 +156,14 @@ def test_the_table_shows_each_peer_and_progress_is_a_line_a_row() -> None:
     )
 
     assert result.returncode == 0, result.stderr
-    for peer in PEERS:
+    for peer in BYTES:
         assert len(re.findall(rf"^{re.escape(peer)} +[\d,]+", result.stdout, re.MULTILINE)) == 2
     assert re.search(r"^ipcmap\.Ring .* [\d.]+x$", result.stdout, re.MULTILINE)
     assert re.search(
         r"^ipcmap\.Ring, to the best peer +[\d.]+x +[\d.]+x$", result.stdout, re.MULTILINE
     )
     progress = [line for line in result.stderr.splitlines() if "busy" not in line]
-    assert progress == ["bytes64: 10 of 10 measurements", "sizes: 11 of 11 measurements"]
+    assert progress == ["bytes64: 12 of 12 measurements", "sizes: 13 of 13 measurements"]
 
 
 def test_a_row_named_twice_is_measured_once() -> None:
@@ -218,7 +225,7 @@ def test_peers_that_are_not_installed_are_named_with_what_installs_them() -> Non
         "posix_ipc": "pip install 'ipcmap[bench]'",
         "iceoryx2": "pip install iceoryx2",
     }
-    assert {result["peer"] for result in report["rows"][0]["points"][0]["results"]} == PEERS
+    assert {result["peer"] for result in report["rows"][0]["points"][0]["results"]} == BYTES
     assert "left out: iceoryx2, polling cannot be imported; pip install iceoryx2" in shown
 
 
@@ -274,10 +281,10 @@ def test_a_peer_that_goes_wrong_is_named_and_costs_its_own_figures_alone(
 
 
 def test_a_round_trip_and_a_wake_up_that_come_back_changed_are_noticed() -> None:
-    """Not only streams are looked at."""
-    change = BAD_PEER.format(spoil="record = b'?' * len(record)")
+    """Not only streams of bytes are looked at."""
+    change = BAD_PEER.format(spoil="record = b'?' * len(record) if type(record) is bytes else None")
 
-    for row in ("rtt", "idle"):
+    for row in ("rtt", "idle", "objects"):
         report = measured(row, "--quick", change=change, code=1)
         assert [failure["kind"] for failure in report["rows"][0]["failures"]] == ["wrong"]
 
@@ -380,7 +387,7 @@ def test_the_plot_is_written(tmp_path: Path, suffix: str, begins: bytes) -> None
             "Round trip of 64 bytes",
             "64-byte records",
         }
-        assert all(peer in text for peer in PEERS)
+        assert all(peer in text for peer in BYTES)
 
 
 def test_nothing_is_left_in_shared_memory() -> None:
@@ -390,3 +397,24 @@ def test_nothing_is_left_in_shared_memory() -> None:
 
     assert report["rows"][0]["failures"] == []
     assert glob(f"/dev/shm/*_{os.getpid()}") == []
+
+
+def test_a_wrong_result_of_a_task_is_noticed() -> None:
+    """Of a map, and of one task."""
+    change = """
+from ipcmap.bench import pools
+def spoilt(terms):
+    good = pools._own(terms)
+    return replace(good, map=lambda task, items: [*good.map(task, items)][1:], call=lambda *_: 7)
+def late(terms):
+    return replace(spoilt(terms), map=pools._own(terms).map)
+runner.POOLS = tuple(
+    replace(pools.POOLS[0], name=make.__name__, make=make) for make in (spoilt, late)
+)
+"""
+    report = measured("roundtrip_task", "--quick", change=change, code=1)
+
+    assert {failure["peer"]: failure["kind"] for failure in report["rows"][0]["failures"]} == {
+        "spoilt": "wrong",
+        "late": "wrong",
+    }
