@@ -26,7 +26,8 @@ _BATCH = 100  # records
 _LOOKED_AT = 200  # records before, and as many after; fewer of long ones
 _LOOKED_AT_BYTES = 8 << 20
 _WARM_UP = 128  # records, which fill a channel of long ones
-_FIRST_GUESS = 200  # records
+_FIRST_GUESS = 200  # records; fewer of long ones
+_FIRST_GUESS_BYTES = 16 << 20
 
 
 def stream(
@@ -67,7 +68,7 @@ def stream(
             send,
             place.effort.seconds,
             [*crew.pids, *channel.helpers],
-            first=max(1, _FIRST_GUESS // producers),
+            first=max(1, min(_FIRST_GUESS, _FIRST_GUESS_BYTES // goods.nbytes) // producers),
             multiple_of=multiple_of,
         )
         look(looked_at)
