@@ -206,6 +206,92 @@ def test_a_plot_that_cannot_be_drawn_is_refused_before_anything_is_measured(
     assert len(result.stderr.splitlines()) == 1
 
 
+# Results that were saved
+
+
+def test_saved_results_are_put_together_and_shown_without_measuring(tmp_path: Path) -> None:
+    """Tables, JSON and rows are those of the files; a row that is in two is the later one's."""
+    files = [tmp_path / name for name in ("one.json", "two.json")]
+    parts = [measured(*rows, "--quick") for rows in (["rtt", "bytes64"], ["bytes64"])]
+    for file, part in zip(files, parts, strict=True):
+        file.write_text(json.dumps(part))
+    change = "runner.run_row = None"  # who measures fails
+
+    both = measured("--load", files[0], "--load", files[1], change=change)
+    one = bench("bytes64", "--load", files[0], change=change)
+
+    assert both["rows"] == [parts[0]["rows"][0], parts[1]["rows"][0]]
+    assert (one.returncode, "bytes64: 64-byte records" in one.stdout) == (0, True)
+    assert "rtt:" not in one.stdout
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        ("found['schema'] = 99", "has another form: schema=99"),
+        ("found['machine']['cpu'] = 'another'", "cannot be compared: cpu="),
+        ("found['version'] = '9.9'", "cannot be compared: version="),
+        ("found = [found]", "is no result of ipcmap bench --json"),
+        ("del found['rows'][0]['points'][0]['results'][0]['figures']['p99']", "is no result"),
+        ("found['rows'][0]['name'] = 'another'", "is no result"),
+        ("found['rows'] = []", "has no row rtt"),
+    ],
+)
+def test_a_file_that_cannot_be_shown_is_refused_with_what_is_wrong(
+    tmp_path: Path, spoil: str, said: str
+) -> None:
+    """One line, and exit code 2."""
+    good, bad = tmp_path / "good.json", tmp_path / "bad.json"
+    good.write_text(json.dumps(SAVED))
+    names = {"found": json.loads(json.dumps(SAVED))}
+    exec(spoil, names)
+    bad.write_text(json.dumps(names["found"]))
+    loads = ["--load", good, "--load", bad] if "compared" in said else ["--load", bad]
+
+    result = bench("rtt", *loads)
+
+    assert (result.returncode, result.stdout) == (2, "")
+    assert said in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+SAVED: dict[str, Any] = {
+    "schema": 1,
+    "version": "0.1.0",
+    "engine": "native",
+    "quick": True,
+    "machine": {
+        **{"cpu": "some", "cpus": 2, "affinity": 2, "cpu_limit": None, "load_average": 0.1},
+        **{"memory": 1 << 30, "kernel": "6", "libc": "glibc 2", "python": "CPython 3.11"},
+    },
+    "peers": {"ipcmap.Ring": "0.1.0"},
+    "missing": [],
+    "rows": [
+        {
+            **{"name": "rtt", "title": "round trip", "axis": "bytes a record", "figure": "p50"},
+            **{"more_is_better": False, "repeats": 1, "seconds": 1.0, "failures": []},
+            "points": [
+                {
+                    **{"x": 64, "best_peer": None},
+                    "results": [
+                        {
+                            **{
+                                "peer": "ipcmap.Ring",
+                                "ours": True,
+                                "values": [1e-6],
+                                "ratio": None,
+                            },
+                            "figures": {"p50": 1e-6, "p99": 2e-6, "p999": 3e-6},
+                        }
+                    ],
+                }
+            ],
+        }
+    ],
+    "correct": True,
+}
+
+
 # Peers that are missing, wrong, stuck, or dead
 
 
@@ -369,25 +455,27 @@ def test_everybody_dies_with_a_killed_benchmark() -> None:
 
 @pytest.mark.parametrize(("suffix", "begins"), [("svg", b"<?xml"), ("png", b"\x89PNG")])
 def test_the_plot_is_written(tmp_path: Path, suffix: str, begins: bytes) -> None:
-    """One panel for each thing that was measured; each peer is in the legend."""
+    """One panel for each thing that was measured, with the names of the peers in it."""
     if util.find_spec("matplotlib") is None:  # not imported here: NumPy would start its threads
         pytest.skip("matplotlib is not installed")
     picture = tmp_path / f"picture.{suffix}"
 
-    result = bench("bytes64", "bytes4k", "batch64", "rtt", "idle", "memory", "--plot", picture)
+    rows = "bytes64", "bytes4k", "batch64", "rtt", "idle", "memory", "roundtrip_task"
+    result = bench(*rows, "--plot", picture)
 
     assert result.returncode == 0, result.stderr
     content = picture.read_bytes()
     assert content.startswith(begins)
     if suffix == "svg":
         text = content.decode()
-        assert {*re.findall(r"[\w -]+(?= by record size|, busy|, in batches of 100)", text)} == {
-            "Throughput",
-            "CPU time of all processes",
-            "Round trip of 64 bytes",
-            "64-byte records",
-        }
-        assert all(peer in text for peer in BYTES)
+        for title in (
+            *("Throughput by record size", "CPU time by record size", "64-byte records in batches"),
+            *("Round trip of 64 bytes", "A task and its result", "consumers that wait"),
+            "Memory of an unused channel of 16 MiB",
+        ):
+            assert title in text
+        for peer in BYTES | QUEUE | POOLS:
+            assert peer.replace("multiprocessing ", "mp ").replace("multiprocessing", "mp") in text
 
 
 def test_nothing_is_left_in_shared_memory() -> None:

@@ -137,7 +137,7 @@ def _print_head(report: runner.Report) -> None:
 
 def _print_row(row: Row, report: runner.RowReport) -> None:
     print(f"\n{row.name}: {row.title}")
-    if len(row.points) == 1:
+    if len(report.points) == 1:
         _print_point(row, report.points[0])
     else:
         _print_sweep(row, report)
@@ -175,7 +175,7 @@ def _print_sweep(row: Row, report: runner.RowReport) -> None:
         for name in names
         if any(name in p and p[name].ours for p in at)
     ]
-    print_table([f"{figure.heading}, by {row.axis}", *(f"{x:,}" for x in row.points)], lines)
+    print_table([f"{figure.heading}, by {row.axis}", *(f"{p.x:,}" for p in report.points)], lines)
 
 
 def _ratio(result: runner.Result | None) -> str:

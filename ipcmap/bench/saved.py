@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ipcmap.bench.machine import Machine
+from ipcmap.bench.rows import ROWS
 from ipcmap.bench.runner import SCHEMA, Missing, Outcome, Point, Report, Result, RowReport
 
 __all__ = ["Unusable", "load"]
@@ -65,7 +66,7 @@ def _report(found: dict[str, Any]) -> Report:
             RowReport(
                 **{
                     **row,
-                    "points": [_point(point) for point in row["points"]],
+                    "points": [_point(point, row["name"]) for point in row["points"]],
                     "failures": [Outcome(**failure) for failure in row["failures"]],
                 }
             )
@@ -74,8 +75,12 @@ def _report(found: dict[str, Any]) -> Report:
     )
 
 
-def _point(found: dict[str, Any]) -> Point:
-    return Point(**{**found, "results": [Result(**result) for result in found["results"]]})
+def _point(found: dict[str, Any], row: str) -> Point:
+    point = Point(**{**found, "results": [Result(**result) for result in found["results"]]})
+    for result in point.results:
+        for figure in ROWS[row].figures:  # what will be shown of it
+            float(result.figures[figure.name])
+    return point
 
 
 def _difference(one: Report, other: Report) -> str | None:
