@@ -246,9 +246,9 @@ def test_a_file_that_cannot_be_shown_is_refused_with_what_is_wrong(
     names = {"found": json.loads(json.dumps(SAVED))}
     exec(spoil, names)
     bad.write_text(json.dumps(names["found"]))
-    loads = ["--load", good, "--load", bad] if "compared" in said else ["--load", bad]
+    files = [good, bad] if "compared" in said else [bad]
 
-    result = bench("rtt", *loads)
+    result = bench("rtt", *(f"--load={file}" for file in files))
 
     assert (result.returncode, result.stdout) == (2, "")
     assert said in result.stderr
@@ -261,26 +261,38 @@ SAVED: dict[str, Any] = {
     "engine": "native",
     "quick": True,
     "machine": {
-        **{"cpu": "some", "cpus": 2, "affinity": 2, "cpu_limit": None, "load_average": 0.1},
-        **{"memory": 1 << 30, "kernel": "6", "libc": "glibc 2", "python": "CPython 3.11"},
+        "cpu": "some",
+        "cpus": 2,
+        "affinity": 2,
+        "cpu_limit": None,
+        "load_average": 0.1,
+        "memory": 1 << 30,
+        "kernel": "6",
+        "libc": "glibc 2",
+        "python": "CPython 3.11",
     },
     "peers": {"ipcmap.Ring": "0.1.0"},
     "missing": [],
     "rows": [
         {
-            **{"name": "rtt", "title": "round trip", "axis": "bytes a record", "figure": "p50"},
-            **{"more_is_better": False, "repeats": 1, "seconds": 1.0, "failures": []},
+            "name": "rtt",
+            "title": "round trip",
+            "axis": "bytes a record",
+            "figure": "p50",
+            "more_is_better": False,
+            "repeats": 1,
+            "seconds": 1.0,
+            "failures": [],
             "points": [
                 {
-                    **{"x": 64, "best_peer": None},
+                    "x": 64,
+                    "best_peer": None,
                     "results": [
                         {
-                            **{
-                                "peer": "ipcmap.Ring",
-                                "ours": True,
-                                "values": [1e-6],
-                                "ratio": None,
-                            },
+                            "peer": "ipcmap.Ring",
+                            "ours": True,
+                            "values": [1e-6],
+                            "ratio": None,
                             "figures": {"p50": 1e-6, "p99": 2e-6, "p999": 3e-6},
                         }
                     ],

@@ -90,8 +90,8 @@ def lines(
     _plain(axes.yaxis)
     first = min(ticks)
     _label_beginnings(axes, {name: y for name, (x, y) in begins.items() if x == first}, first)
-    for name, at in begins.items():
-        if at[0] != first:
+    for name, begin in begins.items():
+        if begin[0] != first:
             _write(axes, name, ends[name], (4, 9), "offset points", ha="right", va="bottom")
 
 
