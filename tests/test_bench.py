@@ -67,30 +67,37 @@ def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-ROWS = ["bytes64", "bytes4k", "bytes1m", "batch64", "rtt", "rtt_idle", "fan", "idle", "memory"]
-PEERS = {
+BYTES = {
     "ipcmap.Ring",
+    "ipcmap.Pipe",
     "multiprocessing.Queue",
     "multiprocessing.SimpleQueue",
     "multiprocessing.Pipe",
     "multiprocessing Manager().Queue",
 }
+PIPES = {"ipcmap.Pipe", "multiprocessing.Pipe"}
+MANAGER = {"multiprocessing Manager().Queue"}
+QUEUE = {"ipcmap.Queue"}
+POOLS = {"ipcmap.ProcessPoolExecutor", "concurrent.futures", "multiprocessing.Pool"}
 
 
 @pytest.mark.parametrize(
-    ("row", "absent"),
+    ("row", "peers"),
     [
-        ("bytes64", set()),
-        ("bytes1m", set()),
-        ("rtt", set()),
-        ("rtt_idle", set()),
-        ("batch64", PEERS - {"ipcmap.Ring"}),
-        ("fan", {"multiprocessing.Pipe"}),
-        ("idle", {"multiprocessing.Pipe"}),
-        ("memory", {"multiprocessing Manager().Queue"}),
+        ("bytes64", BYTES),
+        ("bytes1m", BYTES),
+        ("rtt", BYTES),
+        ("rtt_idle", BYTES),
+        ("batch64", {"ipcmap.Ring"}),
+        ("objects", BYTES - {"ipcmap.Ring"} | QUEUE),
+        ("fan", BYTES - PIPES),
+        ("executor", POOLS),
+        ("roundtrip_task", POOLS),
+        ("idle", BYTES - PIPES | QUEUE),
+        ("memory", BYTES - MANAGER | QUEUE),
     ],
 )
-def test_every_peer_that_can_do_a_row_is_in_it(row: str, absent: set[str], scratch: Path) -> None:
+def test_every_peer_that_can_do_a_row_is_in_it(row: str, peers: set[str], scratch: Path) -> None:
     """Each has its figures, ipcmap its ratio, and nothing is left in files."""
     report = measured(row, "--quick")
     (found,) = report["rows"]
@@ -98,7 +105,7 @@ def test_every_peer_that_can_do_a_row_is_in_it(row: str, absent: set[str], scrat
     assert (found["name"], found["failures"], report["correct"]) == (row, [], True)
     for point in found["points"]:
         names = {result["peer"] for result in point["results"]} - {"ipcmap.Ring, lease"}
-        assert names == PEERS - absent
+        assert names == peers
         for result in point["results"]:
             assert len(result["values"]) == found["repeats"]
             assert all(value >= 0 for value in result["figures"].values())
@@ -135,7 +142,7 @@ def test_the_json_has_the_fields_that_its_schema_says() -> None:
     assert {*ours} == {"peer", "ours", "figures", "values", "ratio"}
     assert {*ours["figures"]} == {"round_trips", "p50", "p99", "p999"}
     assert ours["figures"]["p50"] <= ours["figures"]["p99"] <= ours["figures"]["p999"]
-    assert {*report["peers"]} >= PEERS
+    assert {*report["peers"]} >= BYTES | QUEUE | POOLS
 
 
 def test_the_table_shows_each_peer_and_progress_is_a_line_a_row() -> None:
@@ -149,14 +156,14 @@ def test_the_table_shows_each_peer_and_progress_is_a_line_a_row() -> None:
     )
 
     assert result.returncode == 0, result.stderr
-    for peer in PEERS:
+    for peer in BYTES:
         assert len(re.findall(rf"^{re.escape(peer)} +[\d,]+", result.stdout, re.MULTILINE)) == 2
     assert re.search(r"^ipcmap\.Ring .* [\d.]+x$", result.stdout, re.MULTILINE)
     assert re.search(
         r"^ipcmap\.Ring, to the best peer +[\d.]+x +[\d.]+x$", result.stdout, re.MULTILINE
     )
     progress = [line for line in result.stderr.splitlines() if "busy" not in line]
-    assert progress == ["bytes64: 10 of 10 measurements", "sizes: 11 of 11 measurements"]
+    assert progress == ["bytes64: 12 of 12 measurements", "sizes: 13 of 13 measurements"]
 
 
 def test_a_row_named_twice_is_measured_once() -> None:
@@ -199,6 +206,104 @@ def test_a_plot_that_cannot_be_drawn_is_refused_before_anything_is_measured(
     assert len(result.stderr.splitlines()) == 1
 
 
+# Results that were saved
+
+
+def test_saved_results_are_put_together_and_shown_without_measuring(tmp_path: Path) -> None:
+    """Tables, JSON and rows are those of the files; a row that is in two is the later one's."""
+    files = [tmp_path / name for name in ("one.json", "two.json")]
+    parts = [measured(*rows, "--quick") for rows in (["rtt", "bytes64"], ["bytes64"])]
+    for file, part in zip(files, parts, strict=True):
+        file.write_text(json.dumps(part))
+    change = "runner.run_row = None"  # who measures fails
+
+    both = measured("--load", files[0], "--load", files[1], change=change)
+    one = bench("bytes64", "--load", files[0], change=change)
+
+    assert both["rows"] == [parts[0]["rows"][0], parts[1]["rows"][0]]
+    assert (one.returncode, "bytes64: 64-byte records" in one.stdout) == (0, True)
+    assert "rtt:" not in one.stdout
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        ("found['schema'] = 99", "has another form: schema=99"),
+        ("found['machine']['cpu'] = 'another'", "cannot be compared: cpu="),
+        ("found['version'] = '9.9'", "cannot be compared: version="),
+        ("found = [found]", "is no result of ipcmap bench --json"),
+        ("del found['rows'][0]['points'][0]['results'][0]['figures']['p99']", "is no result"),
+        ("found['rows'][0]['name'] = 'another'", "is no result"),
+        ("found['rows'] = []", "has no row rtt"),
+    ],
+)
+def test_a_file_that_cannot_be_shown_is_refused_with_what_is_wrong(
+    tmp_path: Path, spoil: str, said: str
+) -> None:
+    """One line, and exit code 2."""
+    good, bad = tmp_path / "good.json", tmp_path / "bad.json"
+    good.write_text(json.dumps(SAVED))
+    names = {"found": json.loads(json.dumps(SAVED))}
+    exec(spoil, names)
+    bad.write_text(json.dumps(names["found"]))
+    files = [good, bad] if "compared" in said else [bad]
+
+    result = bench("rtt", *(f"--load={file}" for file in files))
+
+    assert (result.returncode, result.stdout) == (2, "")
+    assert said in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+SAVED: dict[str, Any] = {
+    "schema": 1,
+    "version": "0.1.0",
+    "engine": "native",
+    "quick": True,
+    "machine": {
+        "cpu": "some",
+        "cpus": 2,
+        "affinity": 2,
+        "cpu_limit": None,
+        "load_average": 0.1,
+        "memory": 1 << 30,
+        "kernel": "6",
+        "libc": "glibc 2",
+        "python": "CPython 3.11",
+    },
+    "peers": {"ipcmap.Ring": "0.1.0"},
+    "missing": [],
+    "rows": [
+        {
+            "name": "rtt",
+            "title": "round trip",
+            "axis": "bytes a record",
+            "figure": "p50",
+            "more_is_better": False,
+            "repeats": 1,
+            "seconds": 1.0,
+            "failures": [],
+            "points": [
+                {
+                    "x": 64,
+                    "best_peer": None,
+                    "results": [
+                        {
+                            "peer": "ipcmap.Ring",
+                            "ours": True,
+                            "values": [1e-6],
+                            "ratio": None,
+                            "figures": {"p50": 1e-6, "p99": 2e-6, "p999": 3e-6},
+                        }
+                    ],
+                }
+            ],
+        }
+    ],
+    "correct": True,
+}
+
+
 # Peers that are missing, wrong, stuck, or dead
 
 
@@ -218,7 +323,7 @@ def test_peers_that_are_not_installed_are_named_with_what_installs_them() -> Non
         "posix_ipc": "pip install 'ipcmap[bench]'",
         "iceoryx2": "pip install iceoryx2",
     }
-    assert {result["peer"] for result in report["rows"][0]["points"][0]["results"]} == PEERS
+    assert {result["peer"] for result in report["rows"][0]["points"][0]["results"]} == BYTES
     assert "left out: iceoryx2, polling cannot be imported; pip install iceoryx2" in shown
 
 
@@ -274,10 +379,10 @@ def test_a_peer_that_goes_wrong_is_named_and_costs_its_own_figures_alone(
 
 
 def test_a_round_trip_and_a_wake_up_that_come_back_changed_are_noticed() -> None:
-    """Not only streams are looked at."""
-    change = BAD_PEER.format(spoil="record = b'?' * len(record)")
+    """Not only streams of bytes are looked at."""
+    change = BAD_PEER.format(spoil="record = b'?' * len(record) if type(record) is bytes else None")
 
-    for row in ("rtt", "idle"):
+    for row in ("rtt", "idle", "objects"):
         report = measured(row, "--quick", change=change, code=1)
         assert [failure["kind"] for failure in report["rows"][0]["failures"]] == ["wrong"]
 
@@ -362,25 +467,27 @@ def test_everybody_dies_with_a_killed_benchmark() -> None:
 
 @pytest.mark.parametrize(("suffix", "begins"), [("svg", b"<?xml"), ("png", b"\x89PNG")])
 def test_the_plot_is_written(tmp_path: Path, suffix: str, begins: bytes) -> None:
-    """One panel for each thing that was measured; each peer is in the legend."""
+    """One panel for each thing that was measured, with the names of the peers in it."""
     if util.find_spec("matplotlib") is None:  # not imported here: NumPy would start its threads
         pytest.skip("matplotlib is not installed")
     picture = tmp_path / f"picture.{suffix}"
 
-    result = bench("bytes64", "bytes4k", "batch64", "rtt", "idle", "memory", "--plot", picture)
+    rows = "bytes64", "bytes4k", "batch64", "rtt", "idle", "memory", "roundtrip_task"
+    result = bench(*rows, "--plot", picture)
 
     assert result.returncode == 0, result.stderr
     content = picture.read_bytes()
     assert content.startswith(begins)
     if suffix == "svg":
         text = content.decode()
-        assert {*re.findall(r"[\w -]+(?= by record size|, busy|, in batches of 100)", text)} == {
-            "Throughput",
-            "CPU time of all processes",
-            "Round trip of 64 bytes",
-            "64-byte records",
-        }
-        assert all(peer in text for peer in PEERS)
+        for title in (
+            *("Throughput by record size", "CPU time by record size", "64-byte records in batches"),
+            *("Round trip of 64 bytes", "A task and its result", "consumers that wait"),
+            "Memory of an unused channel of 16 MiB",
+        ):
+            assert title in text
+        for peer in BYTES | QUEUE | POOLS:
+            assert peer.replace("multiprocessing ", "mp ").replace("multiprocessing", "mp") in text
 
 
 def test_nothing_is_left_in_shared_memory() -> None:
@@ -390,3 +497,24 @@ def test_nothing_is_left_in_shared_memory() -> None:
 
     assert report["rows"][0]["failures"] == []
     assert glob(f"/dev/shm/*_{os.getpid()}") == []
+
+
+def test_a_wrong_result_of_a_task_is_noticed() -> None:
+    """Of a map, and of one task."""
+    change = """
+from ipcmap.bench import pools
+def spoilt(terms):
+    good = pools._own(terms)
+    return replace(good, map=lambda task, items: [*good.map(task, items)][1:], call=lambda *_: 7)
+def late(terms):
+    return replace(spoilt(terms), map=pools._own(terms).map)
+runner.POOLS = tuple(
+    replace(pools.POOLS[0], name=make.__name__, make=make) for make in (spoilt, late)
+)
+"""
+    report = measured("roundtrip_task", "--quick", change=change, code=1)
+
+    assert {failure["peer"]: failure["kind"] for failure in report["rows"][0]["failures"]} == {
+        "spoilt": "wrong",
+        "late": "wrong",
+    }

@@ -1,4 +1,4 @@
-"""Channels of bytes, as every peer of a comparison offers them: ipcmap's and the standard library's.
+"""Channels of bytes or objects, as every peer offers them: ipcmap's and the standard library's.
 
 A channel is made before the fork. Each of its ends is opened by the process that uses
 it, since many a library cannot take an open socket or context across a fork.
@@ -14,12 +14,28 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from multiprocessing import managers
+from typing import Any, Generic, TypeVar
 
 from ipcmap._core import libc
 from ipcmap.arena import Arena
+from ipcmap.connection import Pipe
+from ipcmap.queues import Queue
 from ipcmap.ring import Ring
 
-__all__ = ["STANDARD", "Can", "Channel", "Peer", "Receiver", "Sender", "Terms", "Unfit", "nothing"]
+__all__ = [
+    "STANDARD",
+    "Can",
+    "Channel",
+    "Peer",
+    "Receiver",
+    "Sender",
+    "Terms",
+    "Unfit",
+    "die_with_the_parent",
+    "nothing",
+]
+
+Made_co = TypeVar("Made_co", covariant=True)
 
 _CAPACITY = 1 << 20  # bytes, where a row does not say; at least _LONGEST_BACKLOG records
 _LONGEST_BACKLOG = 64  # records
@@ -35,13 +51,16 @@ class Unfit(Exception):
 class Can(enum.Flag):
     """What a peer must be able to do to take part in a row."""
 
-    NOTHING_MORE = 0
+    BYTES = enum.auto()
+    OBJECTS = enum.auto()
+    TASKS = enum.auto()
     MANY_PRODUCERS = enum.auto()
     MANY_CONSUMERS = enum.auto()
     BATCHES = enum.auto()
     SLEEP = enum.auto()  # a consumer that has nothing to do leaves the CPU
     ONE_PROCESS = enum.auto()  # no server beside it, whose memory would have to be counted
-    ALL = MANY_PRODUCERS | MANY_CONSUMERS | BATCHES | SLEEP | ONE_PROCESS
+    PIPE = SLEEP | ONE_PROCESS
+    QUEUE = PIPE | MANY_PRODUCERS | MANY_CONSUMERS
 
 
 @dataclass(frozen=True)
@@ -53,12 +72,14 @@ class Terms:
         folder: For files of its own; removed after the run.
         consumers: How many processes take from it.
         capacity: Bytes of records that it should hold; 0 = what suits ``nbytes``.
+        objects: Whether what is sent are objects, and not bytes.
     """
 
     nbytes: int
     folder: str
     consumers: int = 1
     capacity: int = 0
+    objects: bool = False
 
     @property
     def room(self) -> int:
@@ -79,8 +100,8 @@ def nothing() -> None:
 class Sender:
     """A producer's end."""
 
-    put: Callable[[bytes], object]
-    put_many: Callable[[list[bytes]], object] | None = None
+    put: Callable[[Any], object]
+    put_many: Callable[[list[Any]], object] | None = None
     finish: Callable[[], object] = nothing
 
 
@@ -91,9 +112,9 @@ class Receiver:
     ``take`` is what is timed: like ``get``, but it may return the length alone.
     """
 
-    get: Callable[[], bytes]
-    get_many: Callable[[], Sequence[bytes]] | None = None
-    take: Callable[[], bytes | int] | None = None
+    get: Callable[[], Any]
+    get_many: Callable[[], Sequence[Any]] | None = None
+    take: Callable[[], Any] | None = None
     finish: Callable[[], object] = nothing
 
 
@@ -108,12 +129,12 @@ class Channel:
 
 
 @dataclass(frozen=True)
-class Peer:
+class Peer(Generic[Made_co]):
     """Somebody to compare with.
 
     Attributes:
         name: What results show.
-        make: Makes a channel.
+        make: Makes a channel, or a pool of workers.
         module: What must be importable; empty = the standard library, or ipcmap.
         install: What pip is asked for where it is not.
         can: What it is able to do.
@@ -123,16 +144,16 @@ class Peer:
     """
 
     name: str
-    make: Callable[[Terms], Channel]
+    make: Callable[[Terms], Made_co]
     module: str = ""
     install: str = ""
-    can: Can = Can.ALL & ~Can.BATCHES
+    can: Can = Can.BYTES | Can.OBJECTS | Can.QUEUE
     shortest: int = 0
     longest: int = 1 << 40
     ours: bool = False
 
-    def open(self, terms: Terms) -> Channel:
-        """Make a channel.
+    def open(self, terms: Terms) -> Made_co:
+        """Make one.
 
         Raises:
             Unfit: The machine has no room for it, or does not allow it.
@@ -169,6 +190,25 @@ def _ring(terms: Terms, *, in_place: bool = False) -> Channel:
     return Channel(lambda: Sender(ring.put, ring.put_many), lambda: receiver)
 
 
+def _own_queue(terms: Terms) -> Channel:
+    queue: Queue[Any] = Queue(capacity=terms.room, arena=_own_arena(os.getpid()))
+    return Channel(
+        lambda: Sender(queue.put, queue.put_many),
+        lambda: Receiver(queue.get, partial(queue.get_many, _MOST_IN_A_BATCH)),
+    )
+
+
+def _own_pipe(terms: Terms) -> Channel:
+    return _of_a_pipe(Pipe(duplex=False, arena=_own_arena(os.getpid())), terms)
+
+
+def _of_a_pipe(ends: tuple[Any, Any], terms: Terms) -> Channel:
+    read, write = ends
+    if terms.objects:
+        return Channel(lambda: Sender(write.send), lambda: Receiver(read.recv))
+    return Channel(lambda: Sender(write.send_bytes), lambda: Receiver(read.recv_bytes))
+
+
 # The standard library
 
 _fork = multiprocessing.get_context("fork")
@@ -190,15 +230,14 @@ def _simple_queue(terms: Terms) -> Channel:
 
 
 def _pipe(terms: Terms) -> Channel:
-    read, write = _fork.Pipe(duplex=False)
-    return Channel(lambda: Sender(write.send_bytes), lambda: Receiver(read.recv_bytes))
+    return _of_a_pipe(_fork.Pipe(duplex=False), terms)
 
 
 def _manager_queue(terms: Terms) -> Channel:
     # An address in the abstract namespace leaves no file, whoever is killed.
     address = f"\0ipcmap-bench-{os.getpid()}-{os.urandom(8).hex()}"
     manager = managers.SyncManager(address, ctx=_fork)
-    manager.start(_die_with_the_parent)
+    manager.start(die_with_the_parent)
     queue = manager.Queue(terms.backlog)
     server: int = manager._process.pid  # type: ignore[attr-defined]
     return Channel(
@@ -206,23 +245,29 @@ def _manager_queue(terms: Terms) -> Channel:
     )
 
 
-def _die_with_the_parent() -> None:
+def die_with_the_parent() -> None:
+    """Have the kernel kill this process when its parent ends."""
     libc.prctl(libc.PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 STANDARD = (
-    Peer("ipcmap.Ring", _ring, can=Can.ALL, ours=True),
-    Peer("ipcmap.Ring, lease", partial(_ring, in_place=True), shortest=1 << 16, ours=True),
+    Peer("ipcmap.Ring", _ring, can=Can.BYTES | Can.BATCHES | Can.QUEUE, ours=True),
+    Peer(
+        "ipcmap.Ring, lease",
+        partial(_ring, in_place=True),
+        can=Can.BYTES,
+        shortest=1 << 16,
+        ours=True,
+    ),
+    Peer("ipcmap.Queue", _own_queue, can=Can.OBJECTS | Can.QUEUE, ours=True),
+    # Pipes have no lock: one process at each end.
+    Peer("ipcmap.Pipe", _own_pipe, can=Can.BYTES | Can.OBJECTS | Can.PIPE, ours=True),
     Peer("multiprocessing.Queue", _queue),
     Peer("multiprocessing.SimpleQueue", _simple_queue),
-    Peer(
-        "multiprocessing.Pipe",
-        _pipe,
-        can=Can.SLEEP | Can.ONE_PROCESS,  # without a lock: one process at each end
-    ),
+    Peer("multiprocessing.Pipe", _pipe, can=Can.BYTES | Can.OBJECTS | Can.PIPE),
     Peer(
         "multiprocessing Manager().Queue",
         _manager_queue,
-        can=Can.MANY_PRODUCERS | Can.MANY_CONSUMERS | Can.SLEEP,
+        can=Can.BYTES | Can.OBJECTS | Can.QUEUE & ~Can.ONE_PROCESS,
     ),
 )

@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from dataclasses import replace
 from importlib import util
 from pathlib import Path
 
-from ipcmap.bench import plot, rows, runner
+from ipcmap.bench import plot, rows, runner, saved
 from ipcmap.bench.rows import ROWS, Row
 from ipcmap.terminal import Progress, print_table
 
@@ -30,6 +31,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     parser.add_argument(
+        "--load",
+        type=Path,
+        action="append",
+        metavar="FILE",
+        help="show what --json has saved, and measure nothing; more than once = put together",
+    )
+    parser.add_argument(
         "--plot",
         type=Path,
         metavar="FILE",
@@ -44,10 +52,43 @@ def _row(text: str) -> Row:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Measure, show each row as it is done, and return the exit code."""
+    """Measure or load, show each row, and return the exit code."""
     if options.plot and (trouble := _cannot_plot(options.plot)):
         print(f"ipcmap bench: {trouble}", file=sys.stderr)
         return USAGE
+    try:
+        report = _load(options) if options.load else _measure(options)
+    except saved.Unusable as error:
+        print(f"ipcmap bench: {error}", file=sys.stderr)
+        return USAGE
+    if options.json:
+        print(json.dumps(report.as_dict(), indent=2))
+    if options.plot:
+        try:
+            plot.draw(report, options.plot)
+        except ImportError as error:
+            print(f"ipcmap bench: matplotlib cannot be imported: {error}", file=sys.stderr)
+            return WRONG
+    return GOOD if report.correct else WRONG
+
+
+def _load(options: argparse.Namespace) -> runner.Report:
+    report = saved.load(options.load)
+    wanted = {row.name for row in options.rows} or {*ROWS}
+    if absent := sorted({row.name for row in options.rows} - {row.name for row in report.rows}):
+        raise saved.Unusable(
+            f"what was loaded has no row {', '.join(absent)}; "
+            f"it has {', '.join(row.name for row in report.rows)}"
+        )
+    report = replace(report, rows=[row for row in report.rows if row.name in wanted])
+    if not options.json:
+        _print_head(report)
+        for row in report.rows:
+            _print_row(ROWS[row.name], row)
+    return report
+
+
+def _measure(options: argparse.Namespace) -> runner.Report:
     effort = rows.QUICK if options.quick else rows.FULL
     peers, missing = runner.find_peers()
     report = runner.start_report(peers, missing, quick=options.quick)
@@ -74,15 +115,7 @@ def run(options: argparse.Namespace) -> int:
                 report.rows.append(runner.run_row(row, peers, effort, folder, advance))
             if not options.json:
                 _print_row(row, report.rows[-1])
-    if options.json:
-        print(json.dumps(report.as_dict(), indent=2))
-    if options.plot:
-        try:
-            plot.draw(report, options.plot)
-        except ImportError as error:
-            print(f"ipcmap bench: matplotlib cannot be imported: {error}", file=sys.stderr)
-            return WRONG
-    return GOOD if report.correct else WRONG
+    return report
 
 
 def _cannot_plot(file: Path) -> str | None:
@@ -104,7 +137,7 @@ def _print_head(report: runner.Report) -> None:
 
 def _print_row(row: Row, report: runner.RowReport) -> None:
     print(f"\n{row.name}: {row.title}")
-    if len(row.points) == 1:
+    if len(report.points) == 1:
         _print_point(row, report.points[0])
     else:
         _print_sweep(row, report)
@@ -142,7 +175,7 @@ def _print_sweep(row: Row, report: runner.RowReport) -> None:
         for name in names
         if any(name in p and p[name].ours for p in at)
     ]
-    print_table([f"{figure.heading}, by {row.axis}", *(f"{x:,}" for x in row.points)], lines)
+    print_table([f"{figure.heading}, by {row.axis}", *(f"{p.x:,}" for p in report.points)], lines)
 
 
 def _ratio(result: runner.Result | None) -> str:

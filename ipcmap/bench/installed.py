@@ -50,11 +50,13 @@ def _zmq(terms: Terms) -> Channel:
     # Whoever is alone on its side binds.
     def sender() -> Sender:
         socket = open_end(zmq.PUSH, bind=terms.consumers > 1)
-        return Sender(socket.send, finish=socket.close)
+        put = socket.send_pyobj if terms.objects else socket.send
+        return Sender(put, finish=socket.close)
 
     def receiver() -> Receiver:
         socket = open_end(zmq.PULL, bind=terms.consumers == 1)
-        return Receiver(socket.recv, finish=socket.close)
+        get = socket.recv_pyobj if terms.objects else socket.recv
+        return Receiver(get, finish=socket.close)
 
     return Channel(sender, receiver)
 
@@ -124,11 +126,26 @@ def _iceoryx2(terms: Terms) -> Channel:
     return Channel(sender, receiver)
 
 
+_BATCHES = Can.BATCHES | Can.QUEUE
+
 INSTALLED = (
-    Peer("faster-fifo", _faster_fifo, "faster_fifo", _EXTRA, Can.ALL),
-    Peer("faster-fifo, raw bytes", partial(_faster_fifo, raw=True), "faster_fifo", _EXTRA, Can.ALL),
+    Peer("faster-fifo", _faster_fifo, "faster_fifo", _EXTRA, Can.BYTES | Can.OBJECTS | _BATCHES),
+    Peer(
+        "faster-fifo, raw bytes",
+        partial(_faster_fifo, raw=True),
+        "faster_fifo",
+        _EXTRA,
+        Can.BYTES | _BATCHES,
+    ),
     Peer("pyzmq, ipc", _zmq, "zmq", _EXTRA),
     # The kernel takes longer messages from root alone.
-    Peer("posix_ipc.MessageQueue", _posix_mq, "posix_ipc", _EXTRA, longest=8192),
-    Peer("iceoryx2, polling", _iceoryx2, "iceoryx2", "iceoryx2", Can.NOTHING_MORE),
+    Peer(
+        "posix_ipc.MessageQueue",
+        _posix_mq,
+        "posix_ipc",
+        _EXTRA,
+        Can.BYTES | Can.QUEUE,
+        longest=8192,
+    ),
+    Peer("iceoryx2, polling", _iceoryx2, "iceoryx2", "iceoryx2", Can.BYTES),
 )

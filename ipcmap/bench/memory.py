@@ -11,7 +11,7 @@ import gc
 import os
 from pathlib import Path
 
-from ipcmap.bench.channels import Peer, Terms, Unfit
+from ipcmap.bench.channels import Channel, Peer, Terms, Unfit
 from ipcmap.bench.place import Figures, Place
 
 __all__ = ["channel_size"]
@@ -19,7 +19,7 @@ __all__ = ["channel_size"]
 _NBYTES = 64
 
 
-def channel_size(peer: Peer, capacity: int, place: Place) -> Figures:
+def channel_size(peer: Peer[Channel], capacity: int, place: Place) -> Figures:
     """Measure bytes and descriptors that a channel of ``capacity`` bytes takes, both ends open."""
     terms = Terms(_NBYTES, place.folder, capacity=capacity)
     kept: list[object] = []

@@ -29,7 +29,7 @@ from typing import Any
 from ipcmap.bench.channels import Unfit
 from ipcmap.process import Process
 
-__all__ = ["Crew", "Effort", "Failure", "Figures", "Place", "Wrong", "cpu_seconds", "measure_apart"]
+__all__ = ["Crew", "Effort", "Failure", "Figures", "Place", "Wrong", "measure_apart"]
 
 Figures = dict[str, float]
 """What a measurement came to: seconds, bytes and counts by name."""
@@ -144,12 +144,6 @@ def _help(
         answer.send(_failure(error))
     finally:
         os._exit(0)
-
-
-def cpu_seconds(pids: list[int]) -> float:
-    """Return the CPU time that processes have used so far, all of their threads."""
-    # The kernel's number of a process's clock, as clock_getcpuclockid(3) makes it.
-    return sum(time.clock_gettime(~pid << 3 | 2) for pid in pids)
 
 
 def measure_apart(

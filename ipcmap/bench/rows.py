@@ -1,18 +1,21 @@
 """The rows: what is measured, on which points, by which figure it is judged, and who can take part.
 
 Another row is another entry here: a function of a peer, a point and a place that returns
-figures. Another kind of peer (pools, executors) needs its own floor beside channels.py.
+figures.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from ipcmap.bench.channels import Can, Peer
+from ipcmap.bench.goods import OBJECTS, records_of
 from ipcmap.bench.memory import channel_size
 from ipcmap.bench.place import Effort, Figures, Place
 from ipcmap.bench.streams import stream
+from ipcmap.bench.tasks import mapped, one_by_one
 from ipcmap.bench.waits import idle, round_trips
 
 __all__ = ["FULL", "QUICK", "ROWS", "Figure", "Row"]
@@ -53,11 +56,17 @@ class Figure:
         return f"{value * self.scale:,.{self.digits}f}"
 
 
+_SIZE = "bytes a record"
+
 _RATE = Figure("records_per_second", "records/s")
 _MEGABYTES = Figure("bytes_per_second", "MB/s", 1e-6)
 _WALL = Figure("seconds_per_record", "µs a record", 1e6, 2)
 _CPU = Figure("cpu_seconds_per_record", "CPU µs a record", 1e6, 2)
 _STREAM = (_RATE, _MEGABYTES, _CPU)
+_TASKS = (
+    Figure("tasks_per_second", "tasks/s"),
+    Figure("cpu_seconds_per_task", "CPU µs a task", 1e6, 1),
+)
 _TRIPS = (
     Figure("p50", "median µs", 1e6, 2),
     Figure("p99", "99 % within µs", 1e6, 1),
@@ -82,33 +91,39 @@ class Row:
 
     name: str
     title: str
-    measure: Callable[[Peer, int, Place], Figures]
+    measure: Callable[[Peer[Any], int, Place], Figures]
     figures: tuple[Figure, ...]
-    axis: str = "bytes a record"
+    axis: str = _SIZE
     points: tuple[int, ...] = (64,)
     more_is_better: bool = True
-    needs: Can = Can.NOTHING_MORE
+    needs: Can = Can.BYTES
 
-    def admits(self, peer: Peer, point: int) -> bool:
+    def admits(self, peer: Peer[Any], point: int) -> bool:
         """Return whether a peer can take part at a point."""
-        nbytes = point if self.axis == "bytes a record" else 64
+        nbytes = point if self.axis == _SIZE else 64
         return peer.shortest <= nbytes <= peer.longest and self.needs in peer.can
 
 
 def _one_by_one(name: str, title: str, *points: int) -> Row:
-    return Row(name, title, stream, _STREAM, points=points)
+    return Row(
+        name,
+        title,
+        lambda peer, nbytes, place: stream(peer, records_of(nbytes), place),
+        _STREAM,
+        points=points,
+    )
 
 
 def _from_many(name: str, title: str, figures: tuple[Figure, ...], *points: int) -> Row:
     return Row(
         name,
         title,
-        lambda peer, producers, place: stream(peer, 64, place, producers=producers),
+        lambda peer, producers, place: stream(peer, records_of(64), place, producers=producers),
         figures,
         "producers",
         points,
         figures[0] is _RATE,
-        Can.MANY_PRODUCERS,
+        Can.BYTES | Can.MANY_PRODUCERS,
     )
 
 
@@ -130,13 +145,25 @@ _ALL = (
     Row(
         "batch64",
         "64-byte records, in batches of 100",
-        lambda peer, nbytes, place: stream(peer, nbytes, place, batches=True),
+        lambda peer, nbytes, place: stream(peer, records_of(nbytes), place, batches=True),
         _STREAM,
-        needs=Can.BATCHES,
+        needs=Can.BYTES | Can.BATCHES,
     ),
-    _there_and_back("rtt", "round trip of 64 bytes, one after the other", 0.0, Can.NOTHING_MORE),
+    Row(
+        "objects",
+        "tuples of an int, a float, a str and a dict, one by one",
+        lambda peer, _, place: stream(peer, OBJECTS, place, objects=True),
+        (_RATE, _CPU),
+        "bytes of a pickle",
+        (OBJECTS.nbytes,),
+        needs=Can.OBJECTS,
+    ),
+    _there_and_back("rtt", "round trip of 64 bytes, one after the other", 0.0, Can.BYTES),
     _there_and_back(
-        "rtt_idle", "round trip of 64 bytes, each after 2 ms of idleness", 2e-3, Can.SLEEP
+        "rtt_idle",
+        "round trip of 64 bytes, each after 2 ms of idleness",
+        2e-3,
+        Can.BYTES | Can.SLEEP,
     ),
     _from_many("fan", "64-byte records from 8 producers", (_RATE, _CPU), 8),
     _one_by_one("sizes", "records of growing size, one by one", *(1 << n for n in range(4, 21, 2))),
@@ -151,6 +178,25 @@ _ALL = (
         16,
         32,
         64,
+    ),
+    Row(
+        "executor",
+        "tasks that do next to nothing, mapped to 2 workers",
+        mapped,
+        _TASKS,
+        "workers",
+        (2,),
+        needs=Can.TASKS,
+    ),
+    Row(
+        "roundtrip_task",
+        "a task and its result, one after the other, of 2 workers",
+        one_by_one,
+        _TRIPS,
+        "workers",
+        (2,),
+        more_is_better=False,
+        needs=Can.TASKS,
     ),
     Row(
         "idle",

@@ -21,12 +21,14 @@ from functools import partial
 from importlib import metadata, util
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from ipcmap._core import backend
 from ipcmap.bench.channels import STANDARD, Peer
 from ipcmap.bench.installed import INSTALLED, SHM_PREFIX
 from ipcmap.bench.machine import Machine, describe
 from ipcmap.bench.place import Effort, Failure, Figures, measure_apart
+from ipcmap.bench.pools import POOLS
 from ipcmap.bench.rows import Row
 
 __all__ = [
@@ -58,10 +60,10 @@ class Missing:
     way_out: str
 
 
-def find_peers() -> tuple[list[Peer], list[Missing]]:
+def find_peers() -> tuple[list[Peer[Any]], list[Missing]]:
     """Return who is here, and who is not."""
     here, missing = [], []
-    for peer in (*STANDARD, *INSTALLED):
+    for peer in (*STANDARD, *INSTALLED, *POOLS):
         if not peer.module or util.find_spec(peer.module) is not None:
             here.append(peer)
         else:
@@ -69,7 +71,7 @@ def find_peers() -> tuple[list[Peer], list[Missing]]:
     return here, missing
 
 
-def version_of(peer: Peer) -> str:
+def version_of(peer: Peer[Any]) -> str:
     """Return the version of a peer's library."""
     if not peer.module:
         return metadata.version("ipcmap") if peer.ours else platform.python_version()
@@ -154,7 +156,7 @@ class Report:
         }
 
 
-def start_report(peers: Sequence[Peer], missing: list[Missing], *, quick: bool) -> Report:
+def start_report(peers: Sequence[Peer[Any]], missing: list[Missing], *, quick: bool) -> Report:
     """Return a report without rows."""
     versions = {peer.name: version_of(peer) for peer in peers}
     return Report(metadata.version("ipcmap"), backend, quick, describe(), versions, missing)
@@ -184,7 +186,7 @@ def _exit(number: int, frame: FrameType | None) -> None:
 
 
 def run_row(
-    row: Row, peers: Sequence[Peer], effort: Effort, folder: Path, advance: Advance
+    row: Row, peers: Sequence[Peer[Any]], effort: Effort, folder: Path, advance: Advance
 ) -> RowReport:
     """Measure a row."""
     repeats = effort.repeats if len(row.points) == 1 else effort.sweep_repeats
@@ -218,7 +220,7 @@ def run_row(
 def _point(
     row: Row,
     x: int,
-    peers: Sequence[Peer],
+    peers: Sequence[Peer[Any]],
     found: dict[tuple[int, str], list[Figures]],
     failures: dict[str, Outcome],
 ) -> Point:

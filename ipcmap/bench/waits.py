@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from multiprocessing.connection import Connection
 
-from ipcmap.bench.channels import Peer, Terms
-from ipcmap.bench.place import Figures, Place, Wrong, cpu_seconds
-from ipcmap.bench.streams import numbered
+from ipcmap.bench.channels import Channel, Peer, Terms
+from ipcmap.bench.clock import cpu_seconds, percentiles
+from ipcmap.bench.goods import numbered
+from ipcmap.bench.place import Figures, Place, Wrong
 
 __all__ = ["idle", "round_trips"]
 
@@ -17,7 +18,7 @@ _LAST = 1 << 62  # the number of the record that ends an echo
 _SETTLE = 0.3  # seconds: consumers have spun, and sleep
 
 
-def round_trips(peer: Peer, place: Place, *, pause: float = 0.0) -> Figures:
+def round_trips(peer: Peer[Channel], place: Place, *, pause: float = 0.0) -> Figures:
     """Measure seconds from the put of a record to the get of its echo.
 
     Args:
@@ -74,14 +75,10 @@ def round_trips(peer: Peer, place: Place, *, pause: float = 0.0) -> Figures:
     receiver.finish()
     there.close()
     back.close()
-    counted = sorted(took[_WARM_UP:])
-    return {"round_trips": len(counted)} | {
-        name: counted[min(len(counted) - 1, int(len(counted) * share))] / 1e9
-        for name, share in (("p50", 0.5), ("p99", 0.99), ("p999", 0.999))
-    }
+    return percentiles(took[_WARM_UP:])
 
 
-def idle(peer: Peer, place: Place) -> Figures:
+def idle(peer: Peer[Channel], place: Place) -> Figures:
     """Measure the CPU time of consumers that wait for a record which does not come.
 
     Then as many records come as there are consumers: each must wake, and take one.
