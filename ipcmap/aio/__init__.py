@@ -1,4 +1,4 @@
-"""What waits in asyncio instead of blocking its loop: faces of rings, queues and events.
+"""What waits in asyncio instead of blocking its loop: faces of rings, queues, locks and such.
 
 A face has the calls that wait, as coroutines, under the names that asyncio gives them;
 all else is the object's own. No thread, and no polling: a loop waits for the descriptor
@@ -23,6 +23,7 @@ child has none of its parent's.
 from __future__ import annotations
 
 from ipcmap.aio.events import Event
+from ipcmap.aio.guards import Lock, Semaphore
 from ipcmap.aio.queues import Queue, Ring
 
-__all__ = ["Event", "Queue", "Ring"]
+__all__ = ["Event", "Lock", "Queue", "Ring", "Semaphore"]
