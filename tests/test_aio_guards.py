@@ -273,6 +273,8 @@ def test_every_token_is_accounted_for_where_tasks_are_cancelled(
                 counts[0] += 1
             except (TimeoutError, asyncio.CancelledError):
                 counts[1] += 1
+                task.cancel()
+                await asyncio.wait([task])
 
     async def use_many(seed: float) -> None:
         face, mine, counts = aio.Semaphore(guard), random.Random(seed), [0, 0]

@@ -22,8 +22,9 @@ child has none of its parent's.
 
 from __future__ import annotations
 
+from ipcmap.aio.connections import Connection
 from ipcmap.aio.events import Event
 from ipcmap.aio.guards import Lock, Semaphore
 from ipcmap.aio.queues import Queue, Ring
 
-__all__ = ["Event", "Lock", "Queue", "Ring", "Semaphore"]
+__all__ = ["Connection", "Event", "Lock", "Queue", "Ring", "Semaphore"]

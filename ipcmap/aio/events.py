@@ -51,7 +51,7 @@ class Crowd:
 
     def _look(self, is_set: Callable[[], bool]) -> None:
         """Let go who can, and arm the listener for the others."""
-        listener = self._watch.listener()
+        listener: Listener = self._watch.listener()
         calls = -1
         # What called after it was counted, and before it was armed, is counted the next time.
         while calls != (calls := listener._listeners.calls()):

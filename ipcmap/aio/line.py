@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from ipcmap.aio.watch import Loop, Turn, Watch
-from ipcmap.listener import Listener
+from ipcmap.aio.watch import Descriptor, Loop, Turn, Watch
 
 __all__ = ["Line"]
 
@@ -20,7 +19,7 @@ _RUN = 100  # takes, or puts, without a wait; then the loop's other tasks have t
 class Line:
     """Who waits in one loop to take one thing, or to put it: first come, first served."""
 
-    def __init__(self, loop: Loop, listen: Callable[[], Listener]) -> None:
+    def __init__(self, loop: Loop, listen: Callable[[], Descriptor]) -> None:
         self.loop = loop
         self._watch = Watch(loop, listen)
         self._waiting: OrderedDict[object, Turn] = OrderedDict()
@@ -32,7 +31,7 @@ class Line:
         return run <= _RUN and not self._waiting
 
     async def until(
-        self, attempt: Callable[[Listener], T], nothing: type[Exception], tried: bool = False
+        self, attempt: Callable[[Any], T], nothing: type[Exception], tried: bool = False
     ) -> T:
         """Return what ``attempt(listener)`` returns as soon as it does not raise ``nothing``.
 

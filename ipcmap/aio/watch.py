@@ -3,27 +3,40 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import weakref
 from collections.abc import Callable
 from typing import Any, Generic, Protocol, TypeVar
 
-from ipcmap.listener import Listener
-
-__all__ = ["Loop", "Turn", "Watch", "Where"]
+__all__ = ["Descriptor", "Loop", "Turn", "Watch", "Where"]
 
 Turn = asyncio.Future[None]
 Loop = asyncio.AbstractEventLoop
 
 
+class Descriptor(Protocol):
+    """What a loop looks at: an :class:`ipcmap.Listener`, or what a connection has for one."""
+
+    def fileno(self) -> int:
+        """Return its number."""
+
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed, or belongs to the parent of this process."""
+
+    def close(self) -> None:
+        """Give it back."""
+
+
 class Watch:
     """The listener of those who wait in one loop, which looks at it as long as there are any."""
 
-    def __init__(self, loop: Loop, listen: Callable[[], Listener]) -> None:
-        self._loop, self._listen = loop, listen
-        self._listener: Listener | None = None
+    def __init__(self, loop: Loop, listen: Callable[[], Descriptor]) -> None:
+        self._loop, self._listen, self._pid = loop, listen, os.getpid()
+        self._listener: Descriptor | None = None
         self._watched = -1  # the descriptor that the loop looks at
 
-    def listener(self) -> Listener:
+    def listener(self) -> Any:
         """Return the listener, opened if there is none."""
         if self._listener is None or self._listener.closed:
             self._listener = self._listen()
@@ -40,7 +53,8 @@ class Watch:
     def unwatch(self) -> None:
         """Look at it no more."""
         number, self._watched = self._watched, -1
-        if number >= 0 and not self._loop.is_closed():
+        # A child that gives its parent's tasks up has the parent's own epoll in its hands.
+        if number >= 0 and not self._loop.is_closed() and self._pid == os.getpid():
             self._loop.remove_reader(number)
 
     def wake(self, turn: Turn) -> None:
@@ -72,9 +86,9 @@ class Where(Generic[Waiters]):
     """Where the tasks of the running loop wait: what a face has for each of its calls."""
 
     def __init__(
-        self, kind: type[Waiters], key: tuple[Any, ...], listen: Callable[[], Listener]
+        self, kind: type[Waiters], key: tuple[Any, ...], listen: Callable[[], Descriptor]
     ) -> None:
-        make: Callable[[Loop, Callable[[], Listener]], Waiters] = kind
+        make: Callable[[Loop, Callable[[], Descriptor]], Waiters] = kind
         self._make: Callable[[Loop], Waiters] = lambda loop: make(loop, listen)
         self._key = key
         self._last: Waiters | None = None
