@@ -46,7 +46,8 @@ class Face:
             StaleHandle: It was destroyed.
         """
         guard, line, longest = self._guard, self._acquiring.here(), FIRST_SLICE
-        if line.is_free() and guard.acquire(False):
+        # A glance first: to look at the holders is the line's, once.
+        if line.is_free() and guard._core._available() and guard.acquire(False):
             return True
 
         def attempt(listener: Listener) -> bool:
