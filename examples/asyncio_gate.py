@@ -45,7 +45,8 @@ def hog(places: BoundedSemaphore, result: Connection) -> None:
 async def collect(ends: list[Connection], victim: Process) -> list[int]:
     """Wait for the results of all, with all places taken by who is killed meanwhile."""
     asyncio.get_running_loop().call_later(0.1, victim.kill)
-    return await asyncio.gather(*(aio.Connection(end).recv() for end in ends))
+    counts: list[int] = await asyncio.gather(*(aio.Connection(end).recv() for end in ends))
+    return counts
 
 
 def main() -> None:
