@@ -42,9 +42,9 @@ nitpick_ignore = [
     ("py:class", "collections.abc.Iterator"),
     ("py:class", "collections.abc.Mapping"),
     ("py:class", "collections.abc.Sequence"),
-    ("py:class", "ipcmap.aio.In"),  # type variables
-    ("py:class", "ipcmap.aio.Out"),
-    ("py:class", "ipcmap.aio.T"),
+    ("py:class", "ipcmap.aio.queues.In"),  # type variables
+    ("py:class", "ipcmap.aio.queues.Out"),
+    ("py:class", "ipcmap.aio.queues.T"),
     ("py:class", "ipcmap.condition.Result"),
     ("py:class", "ipcmap.executor.T"),
     ("py:class", "ipcmap.forked_map.R"),

@@ -33,7 +33,8 @@ If a process dies
   sender, before the commit or packet    nothing was sent
   sender, after it                       it is delivered
   sender, amid a message of more than one packet (over 32 KiB)   the rest never comes;
-             what did is dropped when another message begins, or at the end
+             what did is dropped when another message begins, or at the end. So it is where
+             a task is cancelled amid one (aio/connections.py)
   receiver                               what it had taken goes with it; the mode stays, and
              the next who receives goes on in it
   every process with the other end       the kernel says so: EOFError here, after what
@@ -63,7 +64,7 @@ import select
 import socket
 import termios
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 from ipcmap._core import libc
@@ -73,7 +74,7 @@ from ipcmap._deadline import Deadline
 from ipcmap.errors import ArenaFull, BusyError, ClosedError, IpcmapError, RecordTooLarge
 from ipcmap.ring import Ring
 
-__all__ = ["SLEEPING", "SLICE", "WATCHED", "ConnectionHandle"]
+__all__ = ["SLEEPING", "SLICE", "WATCHED", "ConnectionHandle", "Message"]
 
 _RING, SLEEPING, WATCHED = range(3)  # modes
 
@@ -87,6 +88,7 @@ _ASK = 100e-6  # seconds between two questions whether anybody is there
 SLICE = 1.0  # seconds of one sleep, for whoever shares an end without a lock
 
 _FOR_EVER = Deadline(None)
+_NOW = Deadline(0)
 _SEND = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
 _GONE = {errno.EPIPE, errno.ECONNRESET, errno.ECONNREFUSED, errno.ENOTCONN}
 
@@ -151,18 +153,61 @@ class ConnectionHandle:
                 errno.EPIPE, "nobody has the other end of the pipe any more: all closed it or died"
             )
 
+    def _send_now(self, message: Message) -> bool:
+        """Send a message as far as it goes without a wait; return whether that is all.
+
+        Raises:
+            Stalled: Somebody is stopped in the section.
+        """
+        ring: Any = self._out
+        words, data = ring._core._words, message.data
+        while True:
+            if not words[CLOSED] and not message.sent:
+                now = _now()
+                if now - self._asked > _ASK:
+                    self._check_receivers()
+                    self._asked = now
+                try:
+                    if len(data) <= ring._inline:
+                        ring.put(data, 0)
+                    else:
+                        ring._put_within(_MOST_LARGE, data, _NOW)
+                    return True
+                except (queue.Full, ArenaFull, RecordTooLarge):  # the kernel tells of room
+                    self._set_mode(ring, SLEEPING, _NOW)
+                except ClosedError:  # C1 mode: it has changed
+                    pass
+            try:
+                for packet in _packets(data, message.sent):
+                    if not self._try_packet(ring, packet, not message.sent, _NOW):
+                        break
+                    message.sent += 1
+                else:
+                    return True
+            except BlockingIOError:
+                return False
+
     def _send_packets(self, ring: Ring, data: bytes | memoryview) -> bool:
         """Send a message through the kernel; ``False`` = the mode has changed, nothing is sent."""
-        if len(data) <= _PACKET:
-            return self._send_packet(ring, _WHOLE + data, first=True)
-        head = _FIRST + len(data).to_bytes(8, "little")
-        if not self._send_packet(ring, head + data[:_PACKET], first=True):
-            return False
-        for begin in range(_PACKET, len(data), _PACKET):
-            self._send_packet(ring, _NEXT + data[begin : begin + _PACKET], first=False)
+        first = True
+        for packet in _packets(data):
+            if not self._send_packet(ring, packet, first=first):
+                return False
+            first = False
         return True
 
     def _send_packet(self, ring: Any, packet: bytes, *, first: bool) -> bool:
+        while True:
+            try:
+                return self._try_packet(ring, packet, first)
+            except BlockingIOError:
+                poll = select.poll()
+                poll.register(self._check_open(), select.POLLOUT)
+                poll.poll(SLICE * 1000)
+
+    def _try_packet(
+        self, ring: Any, packet: bytes, first: bool, deadline: Deadline = _FOR_EVER
+    ) -> bool:
         handle, core = self._check_open(), ring._core
 
         def attempt() -> bool:
@@ -171,20 +216,14 @@ class ConnectionHandle:
             libc.send(handle, packet, len(packet), _SEND)
             return True
 
-        while True:
-            try:
-                return _inside(core, attempt)
-            except BlockingIOError:
-                poll = select.poll()
-                poll.register(handle, select.POLLOUT)
-                poll.poll(SLICE * 1000)
-            except OSError as error:
-                if error.errno not in _GONE:
-                    raise
-                raise BrokenPipeError(
-                    errno.EPIPE,
-                    "nobody has the other end of the pipe any more: all closed it or died",
-                ) from None
+        try:
+            return _inside(core, attempt, deadline)
+        except OSError as error:
+            if error.errno not in _GONE:
+                raise
+            raise BrokenPipeError(
+                errno.EPIPE, "nobody has the other end of the pipe any more: all closed it or died"
+            ) from None
 
     # Receiving
 
@@ -198,7 +237,37 @@ class ConnectionHandle:
             self._short = False
         while True:
             self._set_mode(ring, SLEEPING)
-            # Nothing is put into the ring any more; what it has is older than any packet.
+            message = self._take(ring)
+            if message is not None:
+                return message
+            if not (self._short and self._flip(ring)):
+                self._sleep(SLICE)
+                continue
+            self._short = False
+            record = self._get_at_ring(ring)
+            if record is not None:
+                self._short = True
+                return record
+
+    def _receive_now(self) -> bytes | None:
+        """Return the oldest message that is all there, ``None`` = there is none now.
+
+        From then on what is sent to this end goes through the kernel, as after ``fileno()``.
+
+        Raises:
+            Stalled: Somebody is stopped in the section.
+        """
+        ring: Any = self._in
+        self._set_mode(ring, WATCHED, _NOW)
+        message = self._take(ring)
+        if message is None:  # another process may have taken what the ring had
+            self._tell_of_the_rest(ring)
+        return message
+
+    def _take(self, ring: Any) -> bytes | None:
+        """Take a message where nothing is put into the ring; ``None`` = there is none now."""
+        while True:
+            # What the ring has is older than any packet.
             if self._has_left(ring):
                 try:
                     left: bytes = ring.get(0)
@@ -207,23 +276,16 @@ class ConnectionHandle:
                 self._tell_of_the_rest(ring)
                 return left
             packet = self._read()
+            if packet is None:
+                return None
             if packet:
                 message = self._message(packet)
                 if message is not None:
                     return message
-            elif packet is None:
-                if not (self._short and self._flip(ring)):
-                    self._sleep(SLICE)
-                    continue
-                self._short = False
-                record = self._get_at_ring(ring)
-                if record is not None:
-                    self._short = True
-                    return record
             elif not self._has_left(ring):
                 if self._missing:
                     self._partial, self._missing = [], 0
-                    raise OSError("got end of file during message: who sent it died")
+                    raise OSError("got end of file during message: who sent it died or gave it up")
                 raise EOFError
 
     def _get_at_ring(self, ring: Any) -> bytes | None:
@@ -272,7 +334,7 @@ class ConnectionHandle:
         moved = core._words[READ_POS] != core._words[WRITE_POS]
         return (moved and core.backlog_records() > 0) or core.count_returned() > 0
 
-    def _set_mode(self, ring: Ring, mode: int) -> None:
+    def _set_mode(self, ring: Ring, mode: int, deadline: Deadline = _FOR_EVER) -> None:
         """Have senders send packets from here on, if they do not yet; who waits at the ring looks."""
         core = ring._core
         words = core._words
@@ -282,7 +344,7 @@ class ConnectionHandle:
             words[CLOSED] = max(words[CLOSED], mode)  # C1 mode
 
         if words[CLOSED] < mode:
-            _inside(core, change)
+            _inside(core, change, deadline)
             core.wake_next(core.consumers)
 
     def _flip(self, ring: Ring) -> bool:
@@ -358,9 +420,26 @@ class ConnectionHandle:
             raise OSError("connection is read-only: send at the other end")
 
 
-def _inside(core: Any, change: Callable[[], Result]) -> Result:
+class Message:
+    """What is sent without a wait, and how many of its packets were sent."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data, self.sent = data, 0
+
+
+def _packets(data: bytes | memoryview, sent: int = 0) -> Iterator[bytes]:
+    """Yield the packets of a message from one on."""
+    if len(data) <= _PACKET:
+        yield _WHOLE + data
+        return
+    for begin in range(sent * _PACKET, len(data), _PACKET):
+        head = _NEXT if begin else _FIRST + len(data).to_bytes(8, "little")
+        yield head + data[begin : begin + _PACKET]
+
+
+def _inside(core: Any, change: Callable[[], Result], deadline: Deadline = _FOR_EVER) -> Result:
     try:
-        return inside(core._producers_section, _FOR_EVER, change)
+        return inside(core._producers_section, deadline, change)
     except Reentered:
         raise BusyError(
             "pipe is in use by the code that this signal handler or finalizer interrupted: "

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from ipcmap._core.layout import Kind
 from ipcmap._core.reference_events import EventCore
-from ipcmap._core.reference_listeners import Place
 from ipcmap._core.reference_monitor import Damaged
 from ipcmap._deadline import Deadline
 from ipcmap.arena import Arena
@@ -59,11 +58,7 @@ class Event(InRoom):
 
     def _attach(self) -> None:
         super()._attach()
-        inside = self._arena._open()
-        family = inside.family
-        self._core._place = Place(
-            inside.pages.window(), inside.allocator, family.slot, family.known, self._cell
-        )
+        self._core._place = self._place_of_listened()
 
     def _listen(self) -> Listener:
         """Return a descriptor that is readable when it may have been set since it was armed."""

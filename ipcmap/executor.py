@@ -134,6 +134,30 @@ class ProcessPoolExecutor(Executor):
         dispatcher.add((task,), timed=self._timeout is not None)
         return future
 
+    async def asubmit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        """Have ``fn(*args, **kwargs)`` done, and return its result, in asyncio.
+
+        Where the task that awaits it is cancelled, or runs out of time (``asyncio.timeout``), so
+        is ``fn``: a worker that does it already is killed and replaced, and no other task lost.
+
+        Raises:
+            BrokenProcessPool: As :meth:`submit`.
+            RuntimeError: As :meth:`submit`.
+            WorkerDied: The worker died with it.
+            Exception: What ``fn`` raises.
+
+        Example:
+            >>> import asyncio
+            >>> async def main(executor):
+            ...     return await asyncio.gather(*(executor.asubmit(pow, 2, n) for n in range(4)))
+            >>> with ProcessPoolExecutor(2) as executor:
+            ...     asyncio.run(main(executor))
+            [1, 2, 4, 8]
+        """
+        import asyncio  # noqa: PLC0415 - who does not await is spared the time
+
+        return await asyncio.wrap_future(self.submit(fn, *args, **kwargs))
+
     def map(
         self,
         fn: Callable[..., T],

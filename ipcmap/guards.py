@@ -14,6 +14,7 @@ from ipcmap._core.reference_monitor import Damaged, Monitor
 from ipcmap._core.reference_sections import Reentered, Stalled
 from ipcmap._deadline import Deadline
 from ipcmap.errors import BusyError, CorruptError
+from ipcmap.listener import Listener
 from ipcmap.structure import Structure
 
 __all__ = ["Guard"]
@@ -49,6 +50,7 @@ class Guard(Structure):
             self._core = self._core_type(self._memory, self._address, family)
         except Damaged as error:
             raise self._damaged(error) from None
+        self._core._place = self._place_of_listened()
         self._core.name = f"{type(self).__name__} at offset {self._cell.offset}"
 
     def acquire(self, block: bool = True, timeout: float | None = None) -> bool:
@@ -111,6 +113,18 @@ class Guard(Structure):
         traceback: TracebackType | None,
     ) -> None:
         self.release()
+
+    def _listen(self) -> Listener:
+        """Return a descriptor that is readable when there may be something to take."""
+        self._check()
+        try:
+            return Listener(self, self._arena._id, self._core.listeners())
+        except Reentered:
+            raise self._busy() from None
+
+    def _call_listeners(self) -> None:
+        """Call those who listen, for a release in C."""
+        self._core.call_listeners()
 
     def _settle(self) -> None:
         """Take back from the dead, so that what is read next is right."""

@@ -169,10 +169,15 @@ class Listener:
         epoll.register(self._timer, select.EPOLLIN)
         self._fd = epoll.fileno()
 
-    def _arm(self, seen: int | None, deadline: Deadline = _NOW) -> None:
+    def _arm(
+        self, seen: int | None, deadline: Deadline = _NOW, seconds: float | None = None
+    ) -> None:
         """Be quiet until something comes after ``seen``; or stay readable, if it has.
 
-        ``None`` = nobody can look now: be quiet for a slice.
+        Args:
+            seen: What the attempt went by; ``None`` = nobody can look now: be quiet for a slice.
+            deadline: When to stop waiting for the section.
+            seconds: How long the slice is; ``None`` = as usual.
         """
         if self._pid != os.getpid():
             return
@@ -181,7 +186,8 @@ class Listener:
                 return
             # The timer first: from here on it rings, whatever breaks the rest off.
             if self._timer >= 0:
-                libc.timerfd_settime(self._timer, 0, _SLICE, None)
+                slice_ = _SLICE if seconds is None else _slice_of(seconds)
+                libc.timerfd_settime(self._timer, 0, slice_, None)
             with contextlib.suppress(BlockingIOError):
                 os.read(self._pipe, _ALL)
             armed = self._timer >= 0  # or else readable in vain, if somebody is stopped
@@ -197,6 +203,11 @@ class Listener:
         """Close the descriptors of this process."""
         while self._open:
             self._open.pop()()
+
+
+def _slice_of(seconds: float) -> libc.TimerSpec:
+    nanoseconds = int(seconds * 1e9)
+    return libc.TimerSpec(libc.TimeSpec(0, 0), libc.TimeSpec(*divmod(nanoseconds, 10**9)))
 
 
 def rearm(key: Key, seen: int | None) -> None:

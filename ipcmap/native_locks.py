@@ -90,6 +90,7 @@ native.bind_guards(
     NativeGuard.__dict__["_native"],
     acquire=Guard.acquire,
     release=Guard.release,
+    call=Guard._call_listeners,
     may_spin=may_spin,
     page=_mark,
     mark=_mark.words,

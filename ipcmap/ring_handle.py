@@ -17,7 +17,6 @@ from typing import Any, Protocol, TypeVar
 from ipcmap._core import ring_layout as at
 from ipcmap._core.layout import Kind
 from ipcmap._core.reference_cells import Cell
-from ipcmap._core.reference_listeners import Place
 from ipcmap._core.reference_ring_blocks import NO_SLOT, Hand, TooSmall
 from ipcmap._core.reference_ring_tally import RingTally
 from ipcmap._core.reference_ring_waiting import (
@@ -61,11 +60,8 @@ class RingHandle(Structure):
     __slots__ = ("_core", "_inline", "_try_get", "_try_put")
 
     def _attach(self) -> None:
-        inside = self._arena._open()
-        memory = inside.pages.window()
-        place = Place(memory, inside.allocator, inside.family.slot, inside.family.known, self._cell)
         with self._telling():
-            self._core = RingTally(place, self._address)
+            self._core = RingTally(self._place_of_listened(), self._address)
         self._inline = min(self._core.longest, _INLINE)
         self._try_put, self._try_get = self._core.put, self._core.get
 

@@ -19,6 +19,7 @@ from typing import Any, ClassVar, Self
 from ipcmap._core.layout import IDENTITY
 from ipcmap._core.reference_allocator import Allocator
 from ipcmap._core.reference_cells import Cell
+from ipcmap._core.reference_listeners import Place
 from ipcmap._core.reference_sections import Stalled
 from ipcmap._deadline import Deadline
 from ipcmap.arena import Arena, default_arena, inherited_arena
@@ -86,6 +87,12 @@ class Structure:
     def _attach(self) -> None:
         """Make the rest of a handle whose block is there: a part of every subclass."""
         raise NotImplementedError
+
+    def _place_of_listened(self) -> Place:
+        """Return where it lies, for those who listen to it."""
+        inside = self._arena._open()
+        family = inside.family
+        return Place(inside.pages.window(), inside.allocator, family.slot, family.known, self._cell)
 
     def _contents(self) -> Iterable[Cell]:
         """Name the blocks that end with this one, when nobody uses it any more."""

@@ -209,6 +209,16 @@ def test_asyncio_consumer_takes_all_while_its_loop_goes_on(folder: Path) -> None
     assert finished.stdout == "10,000 records from 4 producers, while the loop went on: True\n"
 
 
+def test_asyncio_gate_lets_in_all_though_one_process_is_killed_with_every_place(
+    folder: Path,
+) -> None:
+    """Loops of several processes share the places, which come back."""
+    finished = run("asyncio_gate.py")
+
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stdout == "150 visits; places that are free again: 3 of 3\n"
+
+
 @pytest.mark.parametrize(("producers", "consumers"), [(4, 3), (1, 5), (5, 1)])
 def test_many_to_many_hands_each_number_to_one_consumer(
     folder: Path, producers: int, consumers: int

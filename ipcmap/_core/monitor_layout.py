@@ -2,7 +2,8 @@
 
     bytes 0 +---------------------------------------------+
             | section: guards all that follows            |
-         64 | parking place of those who wait             |
+         64 | parking place of those who wait; behind     |
+            | its sleepers, 2 words of those who listen   |
         128 | lock: 5 words       semaphore: 10 words     |
             +---------------------------------------------+
         256 | semaphore alone: ledger, 2 words an entry   |
@@ -22,7 +23,8 @@ WORD = 8  # bytes
 
 SECTION = 0  # bytes
 PARKING = 64  # bytes
-SLEEPERS = (PARKING + _SLEEPERS) // WORD
+SLEEPERS = (PARKING + _SLEEPERS) // WORD  # their count, and above it the mark of those who listen
+LISTENERS, CALLS = SLEEPERS + 1, SLEEPERS + 2  # of those who listen
 
 # A lock
 HOLDER = 128 // WORD  # who has it (slot_layout: HOLDER_BITS), 0 = nobody

@@ -62,6 +62,7 @@ typedef enum {
     MISFIT,   /* the next record has another length than the one prepared for */
     BUSY,     /* another thread holds the section */
     UNUSUAL,  /* the reference engine is to do it: the end, a block, damage, re-entry */
+    CALL,     /* done, and those who listen are to be called: of a release */
 } outcome_t;
 
 typedef _Atomic uint64_t shm_word_t;

@@ -119,6 +119,7 @@ def bind_guards(
     slot: MemberDescriptorType,
     acquire: Callable[..., bool],
     release: Callable[..., None],
+    call: Callable[..., None],
     may_spin: Callable[[], bool],
     page: Any,
     mark: memoryview,

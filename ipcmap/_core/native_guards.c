@@ -14,8 +14,8 @@
  *
  * Signal handlers run between attempts, and once more after the last one: what a handler
  * raises then comes out of an acquire that has given back what it took. In a release one
- * runs only before the reference engine is asked, and what it raises comes out of a release
- * that is done. (As with all functions in C, one may run right after the return, before a
+ * runs only before the reference engine is asked, or as that calls those who listen, and what
+ * it raises comes out of a release that is done. (As with all functions in C, one may run right after the return, before a
  * caller can note what was returned; `with` leaves no such moment.) */
 #include "native_call.h"
 #include "native_guards.h"
@@ -41,7 +41,7 @@ enum { USUAL = 4 }; /* classes of handles */
 static struct {
     PyTypeObject *type, *usual[USUAL]; /* of handles: the base of all, and most of them */
     Py_ssize_t offset;  /* of their slot */
-    PyObject *acquire, *release, *may_spin;
+    PyObject *acquire, *release, *call, *may_spin;
     PyObject *page;       /* keeps the next one's bytes mapped */
     _Atomic uint64_t *mark; /* of this process; 0 = it has none yet */
     int64_t slice;        /* nanoseconds asleep before the reference engine looks around */
@@ -107,7 +107,7 @@ static inline bool is_current(const guard_t *guard)
 
 /* Release */
 
-/* DONE, or UNUSUAL: nothing was given back. */
+/* DONE; CALL; or UNUSUAL: nothing was given back. */
 static outcome_t release_once(guard_t *guard)
 {
     holder_t me = caller(guard);
@@ -125,8 +125,9 @@ static void give_back(PyObject *self, guard_t *guard)
 {
     PyObject *type, *value, *traceback;
     PyErr_Fetch(&type, &value, &traceback);
-    if (release_once(guard) != DONE)
-        Py_XDECREF(PyObject_CallFunctionObjArgs(bound.release, self, NULL));
+    outcome_t outcome = release_once(guard);
+    if (outcome != DONE)
+        Py_XDECREF(PyObject_CallFunctionObjArgs(outcome == CALL ? bound.call : bound.release, self, NULL));
     PyErr_Restore(type, value, traceback);
 }
 
@@ -136,8 +137,11 @@ static PyObject *guard_release(PyObject *self, PyObject *ignored)
     PyObject *result = NULL;
     (void)ignored;
     if (LIKELY(guard && is_current(guard))) {
-        if (LIKELY(release_once(guard) == DONE))
+        outcome_t outcome = release_once(guard);
+        if (LIKELY(outcome == DONE))
             result = Py_NewRef(Py_None);
+        else if (outcome == CALL)
+            result = PyObject_CallFunctionObjArgs(bound.call, self, NULL); /* W3 call */
         else if (PyErr_CheckSignals()) /* else it would be the first to run there, and nothing be done */
             give_back(self, guard);
         else
@@ -384,13 +388,13 @@ int native_add_guards(PyObject *module)
 
 PyObject *native_bind_guards(PyObject *module, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"handle", "slot", "acquire", "release", "may_spin", "page", "mark", "slice", "usual", NULL};
-    PyObject *type, *slot, *acquire, *release, *may_spin, *page, *usual;
+    static char *names[] = {"handle", "slot", "acquire", "release", "call", "may_spin", "page", "mark", "slice", "usual", NULL};
+    PyObject *type, *slot, *acquire, *release, *call, *may_spin, *page, *usual;
     Py_buffer mark;
     double seconds;
     (void)module;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!OOOOOw*dO!", names, &PyType_Type, &type, &slot, &acquire,
-                                     &release, &may_spin, &page, &mark, &seconds, &PyTuple_Type, &usual))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!OOOOOOw*dO!", names, &PyType_Type, &type, &slot, &acquire,
+                                     &release, &call, &may_spin, &page, &mark, &seconds, &PyTuple_Type, &usual))
         return NULL;
     bool bad = bound.type || mark.len < 8 || (uintptr_t)mark.buf % 8 || PyTuple_Size(usual) != USUAL;
     Py_ssize_t offset = bad ? -1 : native_find_slot(type, slot);
@@ -399,6 +403,7 @@ PyObject *native_bind_guards(PyObject *module, PyObject *args, PyObject *kwargs)
         bound.offset = offset;
         bound.acquire = Py_NewRef(acquire);
         bound.release = Py_NewRef(release);
+        bound.call = Py_NewRef(call);
         bound.may_spin = Py_NewRef(may_spin);
         bound.page = Py_NewRef(page);
         bound.mark = mark.buf;

@@ -11,6 +11,9 @@
  *   P4 woken           in the section again: one sleeper less, after another attempt
  *   P5 look, P6 post   whoever gives: in the section, and outside of it
  *
+ * The word of the sleepers has the mark of those who listen above their count. A release
+ * that finds it says CALL, and the reference engine calls them, with no section held.
+ *
  * Who leaves P4 wakes the next if there is something left to take, for the token may have
  * been theirs. Who finds the section taken for a whole LOCK_SLICE leaves everything to
  * the reference engine; who was asleep tries for longer, for a sleeper too many stays
@@ -58,9 +61,11 @@ static outcome_t give_and_leave(monitor_t *monitor, holder_t me, outcome_t enter
         return entered;
     outcome_t outcome = give(monitor, me, &sleepers);
     section_leave(monitor->shm_section);
-    if (UNLIKELY(sleepers))
+    if (LIKELY(!sleepers))
+        return outcome;
+    if (sleepers & SLEEPING)
         parking_wake(monitor->shm_parking); /* P6 post */
-    return outcome;
+    return sleepers > SLEEPING ? CALL : outcome;
 }
 
 outcome_t monitor_acquire(monitor_t *monitor, holder_t me)
@@ -101,8 +106,7 @@ outcome_t monitor_sleep(monitor_t *monitor, holder_t me, int64_t nanoseconds, bo
     STEP("P2 re-check", outcome = take(monitor, me));
     if (outcome == NOTHING) {
         sleepers = monitor_word(monitor, M_SLEEPERS);
-        sleepers = sleepers < M_MAX_VALUE ? sleepers : M_MAX_VALUE;
-        STEP("P1 announce", monitor_store(monitor, M_SLEEPERS, sleepers + 1));
+        STEP("P1 announce", monitor_store(monitor, M_SLEEPERS, sleepers + ((sleepers & SLEEPING) < SLEEPING)));
     }
     section_leave(monitor->shm_section);
     if (outcome != NOTHING)
@@ -116,10 +120,10 @@ outcome_t monitor_sleep(monitor_t *monitor, holder_t me, int64_t nanoseconds, bo
     }
     outcome = take(monitor, me);
     sleepers = monitor_word(monitor, M_SLEEPERS);
-    sleepers = sleepers ? sleepers - 1 : 0;
+    sleepers -= (sleepers & SLEEPING) > 0;
     STEP("P4 woken", monitor_store(monitor, M_SLEEPERS, sleepers));
     section_leave(monitor->shm_section);
-    if (sleepers && monitor_is_free(monitor))
+    if (sleepers & SLEEPING && monitor_is_free(monitor))
         parking_wake(monitor->shm_parking);
     return outcome;
 }

@@ -39,7 +39,8 @@ static inline void monitor_store(monitor_t *monitor, uint64_t index, uint64_t va
 }
 
 /* In the section. DONE; NOTHING = it is not there; UNUSUAL = the reference engine is to look,
- * and nothing was changed. *sleepers = how many are to be thought of. */
+ * and nothing was changed. *sleepers = how many are to be thought of, and above that the
+ * mark of those who listen. */
 outcome_t lock_take(monitor_t *, holder_t);
 outcome_t lock_give(monitor_t *, uint64_t *sleepers);
 outcome_t rlock_take(monitor_t *, holder_t);
@@ -47,7 +48,8 @@ outcome_t rlock_give(monitor_t *, holder_t, uint64_t *sleepers);
 outcome_t semaphore_take(monitor_t *, holder_t);
 outcome_t semaphore_give(monitor_t *, holder_t, uint64_t *sleepers);
 
-/* From outside. Besides: BUSY = the section was not free within a moment. */
+/* From outside. Besides: BUSY = the section was not free within a moment; of a release,
+ * CALL = given back, and those who listen are to be called. */
 outcome_t monitor_acquire(monitor_t *, holder_t);
 outcome_t monitor_release(monitor_t *, holder_t);
 

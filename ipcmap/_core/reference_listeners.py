@@ -8,12 +8,13 @@ long after a fork, by a process that was forked before it was made; an eventfd c
 change takes this way only where the mark, which it reads in any case, says LISTENING.
 
 Below, *the section* guards what is waited for, and the words here. Which one it is, and
-where the words are, says the object: a ring for its records, and for its room; an event.
+where the words are, says the object: a ring for its records, and for its room; an event; a lock
+or a semaphore, for what is there to take.
 
 Shared fields
   in the section
     mark        LISTENING, if any listener is armed, perhaps too if none is; the upper half
-                of a ring's sleepers
+                of the sleepers of a ring, a lock or a semaphore
     listeners   changes with each new listener, so that others look for it
     calls       how often the armed ones were called
     armed       of a block, by its process alone: if that has found nothing, and wants

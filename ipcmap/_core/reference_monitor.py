@@ -6,7 +6,9 @@ wait can tell whether the one they wait for is still alive.
 
 Shared fields (places: monitor_layout.py; the others are the subclass's own)
   section    the C library alone
-  sleepers   those who wait, in the section; see reference_parking
+  sleepers   those who wait, in the section; see reference_parking. Its upper half is the
+             mark of those who listen
+  listeners, calls    reference_listeners, in the section
 
 The wait: spin a little, then the loop of reference_parking. A waiter whose slice is
 over without a token looks at the processes that hold what it wants, and only at
@@ -20,6 +22,12 @@ FIRST_SLICE; each that was in vain doubles the next, up to LONGEST_SLICE: a thou
 waiters that look every 20 ms use most of a CPU.
 
 A process that is stopped, or dumps core, is alive, and nothing is taken from it.
+
+Who listens (reference_listeners) is called by whoever gives, and by who strikes out the
+dead (M3): both read the word of the sleepers in any case, and where nobody listens and
+nobody sleeps it is 0. A release calls all who are armed, and wakes one who sleeps; what they
+find is for whoever comes first. Who was called and does not come to take is no loss: what
+is there stays there, and nobody can arm a listener while it is.
 
 Sync points, each at both of its ends; P1 to P6 are those of reference_parking
   M1 take    in the section, one store of the subclass: taken, and by whom
@@ -63,7 +71,9 @@ from ipcmap._core import monitor_layout as at
 from ipcmap._core import processors
 from ipcmap._core import reference_parking as parking
 from ipcmap._core import reference_sections as sections
+from ipcmap._core.reference_listeners import Bell, Known, Listeners, Place
 from ipcmap._core.reference_sections import Reentered, Stalled, inside
+from ipcmap._core.ring_layout import SLEEPING
 from ipcmap._core.slot_layout import EXITED, LEFT
 from ipcmap._core.stall_log import Holding, Stall
 from ipcmap._deadline import Deadline
@@ -84,6 +94,7 @@ FIRST_SLICE = 0.02  # seconds asleep before the first look at who holds it
 LONGEST_SLICE = 1.0  # seconds
 _SPIN = 50e-6  # seconds of looking before sleeping, where there is a second processor
 _FOREVER = Deadline(None)
+_BELL = Bell(at.SLEEPERS, at.LISTENERS, at.CALLS)
 
 REFUSED = -1  # give(): nothing is to be given back
 
@@ -128,6 +139,8 @@ class Monitor:
         self._family = family
 
     name = "a monitor"  # as the log calls it
+    _place: Place  # given by the handle
+    _known: Known = (-1, ())
 
     # What a subclass says; all but available() is called in the section
 
@@ -190,7 +203,7 @@ class Monitor:
         try:
             sleepers = inside(self._section, _FOREVER, self._give, note)  # P5 look
             if sleepers > 0:
-                parking.wake(self._parking)  # P6 post
+                self._tell(sleepers)
             return sleepers != REFUSED
         except (Reentered, Damaged):
             raise
@@ -212,9 +225,27 @@ class Monitor:
             if cause is not None:
                 keep = cause in (EXITED, LEFT)
                 settled |= inside(self._section, deadline, self._settle, holder, keep)
-        if settled and self._words[at.SLEEPERS]:
-            parking.wake(self._parking)
+        if settled:
+            self._tell(self._words[at.SLEEPERS])
         return settled
+
+    def listeners(self) -> Listeners:
+        """Return those who listen for something to take."""
+        return Listeners(self, _BELL, self._section, self._is_there)
+
+    def _is_there(self, _: int) -> bool:
+        return self._available()
+
+    def call_listeners(self) -> None:
+        """Call those who listen."""
+        self._known = self.listeners().call(self._known)
+
+    def _tell(self, sleepers: int) -> None:
+        """Wake one who sleeps and call all who listen, as the word of the sleepers said."""
+        if sleepers & SLEEPING:
+            parking.wake(self._parking)  # P6 post
+        if sleepers > SLEEPING:
+            self.call_listeners()
 
     def _is_still(self, me: int) -> bool:
         return self._family.known_holder() == me
@@ -232,8 +263,9 @@ class Monitor:
         self._wake_next()
 
     def _wake_next(self) -> None:
-        if self._words[at.SLEEPERS] and self._available():
-            parking.wake(self._parking)
+        sleepers = self._words[at.SLEEPERS]
+        if sleepers and self._available():
+            self._tell(sleepers)
 
     # The wait
 
@@ -267,7 +299,8 @@ class Monitor:
         if self._attempt(me, note):
             return True
         if not note[SLEEPS]:
-            words[at.SLEEPERS] = min(words[at.SLEEPERS], at.MAX_VALUE) + 1
+            sleepers = words[at.SLEEPERS]
+            words[at.SLEEPERS] = sleepers + (sleepers & SLEEPING < SLEEPING)
             note[SLEEPS] = me
         return False
 
@@ -278,7 +311,8 @@ class Monitor:
 
     def _unannounce(self, note: Note) -> None:
         if self._is_still(note[SLEEPS]):
-            self._words[at.SLEEPERS] = max(1, self._words[at.SLEEPERS]) - 1
+            sleepers = self._words[at.SLEEPERS]
+            self._words[at.SLEEPERS] = sleepers - (sleepers & SLEEPING > 0)
         note[SLEEPS] = 0
 
     def _spin(self, deadline: Deadline) -> bool:
