@@ -18,7 +18,15 @@ from ipcmap._core import processors, reference_monitor, reference_rooms
 # Programs that tests start take the installed package, and not what lies in their folder.
 os.environ["PYTHONSAFEPATH"] = "1"
 
-pytest_plugins = ["pytester", "leftovers", "watchdog", "children", "families", "listening"]
+pytest_plugins = [
+    "pytester",
+    "lanes",
+    "leftovers",
+    "watchdog",
+    "children",
+    "families",
+    "listening",
+]
 
 ENGINES = [*reversed(ipcmap._core.engines)]
 
