@@ -47,17 +47,22 @@ class Hooks:
 class Lane:
     """The half in pytest of one lane."""
 
-    def __init__(self, pid: int, reports: Connection) -> None:
+    def __init__(self, pid: int, reports: Connection, word: int) -> None:
         self.pid = pid
         self.reports = reports
+        self.word = word  # the index of its shared word
         self.pidfd = os.pidfd_open(pid)
         self.over = False
 
-    def reap(self) -> int:
-        """Wait for its end, close what belongs to it, and return its exit code."""
-        _, status = os.waitpid(self.pid, 0)
+    def close(self) -> None:
+        """Close what belongs to it."""
         os.close(self.pidfd)
         self.reports.close()
+
+    def reap(self) -> int:
+        """Wait for its end and return its exit code."""
+        _, status = os.waitpid(self.pid, 0)
+        self.close()
         self.over = True
         return os.waitstatus_to_exitcode(status)
 
@@ -88,6 +93,7 @@ class Run:
     def __init__(self, session: pytest.Session, files: list[list[pytest.Item]]) -> None:
         self.session = session
         self.files = files
+        self.lanes: list[Lane] = []
         # The word at STOP, then one for each lane: the index of the test that is in it, from 1.
         self.words = memoryview(mmap.mmap(-1, mmap.PAGESIZE)).cast("Q")
         self.todo, fill = os.pipe()
@@ -99,18 +105,18 @@ class Run:
         """Start the lanes, and hear what they have to say until the last has ended."""
         # All lanes put their folders into one.
         self.session.config._tmp_path_factory.getbasetemp()  # type: ignore[attr-defined]
-        lanes: list[Lane] = []
         try:
-            lanes.extend(self.start(word) for word in range(1, most + 1))
-            while running := [lane for lane in lanes if not lane.over]:
+            for word in range(1, most + 1):
+                self.lanes.append(self.start(word))
+            while running := [lane for lane in self.lanes if not lane.over]:
                 ready = wait([place for lane in running for place in (lane.reports, lane.pidfd)])
                 for lane in running:
                     told = lane.reports in ready and self.hear(lane)
                     if not told and (lane.reports in ready or lane.pidfd in ready):
-                        self.end(lane, lanes.index(lane) + 1)
+                        self.end(lane)
         finally:
             self.words[STOP] = 1
-            for lane in lanes:
+            for lane in self.lanes:
                 if not lane.over:
                     lane.reap()
             os.close(self.todo)
@@ -129,6 +135,8 @@ class Run:
             code = 1
             try:
                 receiver.close()
+                for lane in self.lanes:  # or it would not be told that pytest has gone
+                    lane.close()
                 self.work(word, sender)
                 code = 0
             except KeyboardInterrupt:
@@ -138,7 +146,7 @@ class Run:
             finally:
                 os._exit(code)
         sender.close()
-        return Lane(pid, receiver)
+        return Lane(pid, receiver, word)
 
     def hear(self, lane: Lane) -> bool:
         """Pass on the reports of one test, if there are any to come."""
@@ -166,13 +174,13 @@ class Run:
             self.words[STOP] = 1
         hook.pytest_runtest_logfinish(nodeid=nodeid, location=location)
 
-    def end(self, lane: Lane, word: int) -> None:
+    def end(self, lane: Lane) -> None:
         """See how a lane has ended; if not by itself, that is a failure of the test in it."""
         code = lane.reap()
         if code:
             self.session.shouldfail = f"a lane of the run has ended with exit code {code}"
             self.words[STOP] = 1
-        if code and (index := self.words[word]):
+        if code and (index := self.words[lane.word]):
             item = self.session.items[index - 1]
             how = f"its process ended with exit code {code} before it had told how the test did"
             report = pytest.TestReport(item.nodeid, item.location, {}, "failed", how, "call")
