@@ -366,6 +366,7 @@ def test_everybody_dies_with_a_killed_benchmark() -> None:
         ("svg", b"<?xml", ["bytes64", "bytes4k", "batch64", "rtt", "idle", "memory"]),
         ("png", b"\x89PNG", ["batch64"]),
     ],
+    ids=["svg", "png"],
 )
 def test_the_plot_is_written(tmp_path: Path, suffix: str, begins: bytes, rows: list[str]) -> None:
     """One panel for each thing that was measured; each peer is in the legend."""
