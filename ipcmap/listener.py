@@ -20,7 +20,6 @@ import warnings
 import weakref
 from collections.abc import Callable
 from functools import partial
-from types import TracebackType
 from typing import NoReturn
 
 from ipcmap._core import libc
@@ -133,12 +132,7 @@ class Listener:
     def __enter__(self) -> Listener:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def __del__(self) -> None:

@@ -18,7 +18,6 @@ import contextlib
 import os
 import select
 from collections.abc import Callable
-from types import TracebackType
 from typing import Any, Self
 
 from ipcmap._deadline import Deadline
@@ -58,12 +57,7 @@ class _End:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
 

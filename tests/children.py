@@ -45,6 +45,11 @@ class Child:
 Fork = Callable[..., Child]
 
 
+def die() -> None:
+    """End this process as an out-of-memory killer would."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 @pytest.fixture
 def chance() -> random.Random:
     """A generator whose seed a failure shows."""

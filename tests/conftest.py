@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import importlib
 import importlib.util
 import math
 import os
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
 import ipcmap
-from ipcmap._core import processors, reference_monitor, reference_rooms
+from ipcmap._core import liveness, processors, reference_monitor, reference_rooms
 
 # Programs that tests start take the installed package, and not what lies in their folder.
 os.environ["PYTHONSAFEPATH"] = "1"
 
-pytest_plugins = ["pytester", "leftovers", "watchdog", "children", "families", "listening"]
+pytest_plugins = [
+    "pytester",
+    "lanes",
+    "leftovers",
+    "watchdog",
+    "children",
+    "executors",
+    "families",
+    "listening",
+]
 
 ENGINES = [*reversed(ipcmap._core.engines)]
 
@@ -103,6 +113,29 @@ def semaphore_type(engine: str, monkeypatch: pytest.MonkeyPatch) -> type[ipcmap.
 def ring_type(engine: str, monkeypatch: pytest.MonkeyPatch) -> type[ipcmap.Ring]:
     """The engine's ring class."""
     return of_engine(ipcmap.Ring, engine, monkeypatch)
+
+
+@pytest.fixture
+def ring(ring_type: type[ipcmap.Ring], arena: ipcmap.Arena) -> ipcmap.Ring:
+    """A ring of 4 KiB: records of more than 2040 bytes travel in blocks."""
+    return ring_type(4096, arena=arena)
+
+
+@pytest.fixture
+def no_pidfds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel before 5.3, which has none."""
+
+    def pidfd_open(pid: int) -> NoReturn:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(liveness, "pidfd_open", pidfd_open)
+
+
+@pytest.fixture(params=["pidfd", "no pidfd"])
+def kernel(request: pytest.FixtureRequest) -> None:
+    """A kernel with pidfds, and one without."""
+    if request.param == "no pidfd":
+        request.getfixturevalue("no_pidfds")
 
 
 @pytest.fixture

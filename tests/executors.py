@@ -1,4 +1,4 @@
-"""What tests of executors have their workers do."""
+"""An executor of two workers, and what tests have them do."""
 
 from __future__ import annotations
 
@@ -7,11 +7,20 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from ipcmap import Ring
+import pytest
+
+from ipcmap import Arena, ProcessPoolExecutor, Ring
 from processes import read
+
+
+@pytest.fixture
+def executor(engine: str, arena: Arena) -> Iterator[ProcessPoolExecutor]:
+    """An executor of two workers."""
+    with ProcessPoolExecutor(2, arena=arena) as executor:
+        yield executor
 
 
 def same(obj: Any) -> Any:

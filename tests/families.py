@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -25,11 +24,6 @@ class Raised(Exception):
 def raise_it() -> None:
     """Raise, as a signal handler might."""
     raise Raised
-
-
-def kill_oneself() -> None:
-    """Die at once."""
-    os.kill(os.getpid(), signal.SIGKILL)
 
 
 class Stores:

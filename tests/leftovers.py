@@ -10,6 +10,9 @@ read, and its traceback keeps its variables alive: what it left does not count a
 beside it (unless set-up failed: pytest does not show teardown then). Either way the processes are
 killed and reaped, children of children unmentioned; threads, descriptors and names are left alone,
 since somebody may still use them; and the next test starts from what is there then.
+
+This costs each test less than a millisecond. To look for orphans, every process of the machine has
+to be read, which takes several; so first it is asked whether there can be any (`has_heirs`).
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import select
 import signal
 import sys
 import threading
@@ -27,9 +31,11 @@ from time import monotonic  # bound here, since a test may replace time.monotoni
 
 import pytest
 
-from processes import Process, facts, family, read, target
+from processes import Process, children, facts, family, read, target
 
-GRACE = 1.0  # seconds for what is about to go: processes that exit, other programs' shm names
+NAME = "the leftovers of each test"
+GRACE = 1.0  # seconds for what is about to go: processes that exit
+GRACE_OF_NAMES = 20.0  # seconds for shm names, which may be another lane's or another program's
 SHM = "/dev/shm"
 Wrapper = Generator[None, object, object]
 Inventory = dict[tuple[str, object], str]  # by kind and identity: one line of facts
@@ -44,9 +50,9 @@ class Leftovers:
         self.item: pytest.Item | None = None
         self.raised = False
         self.before: Inventory = {}
-        read_end, self.fd = os.pipe()
-        os.close(read_end)
+        self.read_end, self.fd = os.pipe()
         self.pipe = target(self.pid, self.fd)
+        self.null = os.open(os.devnull, os.O_RDONLY)
 
     def pytest_collection_finish(self) -> None:
         """Set what is there for good aside, or each collection of garbage would take 20 ms."""
@@ -61,7 +67,12 @@ class Leftovers:
     def pytest_unconfigure(self) -> None:
         """Put all back in its place."""
         gc.unfreeze()
-        os.close(self.fd)
+        self.close()
+
+    def close(self) -> None:
+        """Close what orphans are known by."""
+        for fd in (self.read_end, self.fd, self.null):
+            os.close(fd)
 
     @pytest.hookimpl(wrapper=True, trylast=True)
     def pytest_runtest_setup(self, item: pytest.Item) -> Wrapper:
@@ -103,8 +114,11 @@ class Leftovers:
     def check(self) -> list[str]:
         """Return a line for each leftover; end those that are processes."""
         garbage = collect_garbage()
-        give_up = monotonic() + GRACE
-        while (left := added(self.before, self.inventory())) and monotonic() < give_up:
+        begun = monotonic()
+        while left := added(self.before, self.inventory()):
+            only_names = {kind for kind, _ in left} == {"name"}
+            if monotonic() > begun + (GRACE_OF_NAMES if only_names else GRACE):
+                break
             time.sleep(0.01)
         # A child's children become orphans when it dies, and are found in the next round.
         while new := [p for p in self.relatives() if ("process", p.pid) not in self.before]:
@@ -118,8 +132,21 @@ class Leftovers:
 
     def relatives(self) -> list[Process]:
         """Return our children, zombies too, and our orphans."""
+        if not self.has_heirs() and (found := children(self.pid)) is not None:
+            return found
         members = family(self.pid, self.fd, self.pipe)[1:]
         return [p for p in members if p.ppid not in {member.pid for member in members}]
+
+    def has_heirs(self) -> bool:
+        """Tell whether anybody has our end of the pipe besides us: all that we forked, mostly."""
+        os.dup2(self.null, self.fd, inheritable=False)  # the number is never free meanwhile
+        poll = select.poll()
+        poll.register(self.read_end, 0)
+        nobody_writes = poll.poll(0)
+        again = os.open(f"/proc/self/fd/{self.read_end}", os.O_WRONLY)
+        os.dup2(again, self.fd, inheritable=False)
+        os.close(again)
+        return not nobody_writes
 
     def inventory(self) -> Inventory:
         """Return all there is now that a test can leave behind."""
@@ -151,4 +178,13 @@ def collect_garbage() -> list[str]:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Start looking."""
-    config.pluginmanager.register(Leftovers(), "the leftovers of each test")
+    config.pluginmanager.register(Leftovers(), NAME)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_lane_start(config: pytest.Config) -> None:
+    """Start looking at what is left in the process of a lane."""
+    of_the_run = config.pluginmanager.unregister(name=NAME)
+    assert isinstance(of_the_run, Leftovers)
+    of_the_run.close()
+    pytest_configure(config)

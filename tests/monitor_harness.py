@@ -7,9 +7,9 @@ from collections.abc import Callable
 from typing import Any, cast
 
 import ipcmap
-from children import Child
+from children import Child, die
 from ipcmap._core import monitor_layout as at
-from ring_harness import Trap, die
+from ring_harness import Trap
 
 Guard = ipcmap.Lock | ipcmap.RLock | ipcmap.Semaphore
 LockType = type[ipcmap.Lock]

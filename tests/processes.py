@@ -7,6 +7,7 @@ something that goes on changing: a process may be gone by the time one reads abo
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from typing import NamedTuple
 
 
@@ -44,12 +45,33 @@ def status(pid: int, thread: int | str) -> dict[str, str]:
 
 def processes() -> list[Process]:
     """Return all processes that can be seen."""
+    return existing(filter(str.isdigit, os.listdir("/proc")))
+
+
+def children(pid: int) -> list[Process] | None:
+    """Return the children of a process, zombies too; None if the kernel keeps no such list.
+
+    It is the list of each thread, and while another child ends one may be missed.
+    """
+    try:
+        threads = os.listdir(f"/proc/{pid}/task")
+        if not os.path.exists(f"/proc/{pid}/task/{pid}/children"):
+            return None
+    except OSError:
+        return []
+    return existing(
+        child for thread in threads for child in read(f"/proc/{pid}/task/{thread}/children").split()
+    )
+
+
+def existing(pids: Iterable[str]) -> list[Process]:
+    """Return those processes that are still there."""
     found = []
-    for entry in filter(str.isdigit, os.listdir("/proc")):
+    for pid in pids:
         # The name stands in parentheses and may hold spaces and parentheses itself.
-        fields = read(f"/proc/{entry}/stat").rpartition(")")[2].split()
+        fields = read(f"/proc/{pid}/stat").rpartition(")")[2].split()
         if fields:
-            found.append(Process(int(entry), int(fields[1]), fields[0], int(fields[19])))
+            found.append(Process(int(pid), int(fields[1]), fields[0], int(fields[19])))
     return found
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from collections.abc import Callable
 from typing import Any
 
 import ipcmap
+from children import die
+from ipcmap import Semaphore
 from ipcmap._core.reference_allocator import Allocator
 from ipcmap._core.reference_ring_producers import RingProducers
 from ipcmap._core.reference_ring_waiting import CLOSED, DONE, Side
@@ -122,11 +122,6 @@ def set_trap(ring: Ring, store: int, before: bool, act: Callable[[], object]) ->
     return remove
 
 
-def die() -> None:
-    """End this process as an out-of-memory killer would."""
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
 class Stores:
     """Stores of one process to a ring, to the blocks of its records and to their tags.
 
@@ -166,6 +161,16 @@ def at_each_store(ring: ipcmap.Ring, store: int, before: bool, call: Callable[[]
     """Make a call, and be killed at one of its stores."""
     Stores(store, before, die).watch(ring)
     call()
+
+
+def put_and_die(
+    ring: ipcmap.Ring, attached: Semaphore, armed: Semaphore, store: int, before: bool
+) -> None:
+    """Attach, wait, and be killed at a store of a put, in Python: its stores can be counted."""
+    with ring.attach_producer():
+        attached.release()
+        armed.acquire()
+        at_each_store(ring, store, before, lambda: ipcmap.Ring.put(ring, b"x"))
 
 
 class Watched:

@@ -10,12 +10,12 @@ from itertools import count
 
 import pytest
 
-from children import Fork
+from children import Fork, die
 from ipcmap import Arena, JoinableQueue, Ring, Semaphore, aio
 from ipcmap._core import reference_sections as sections
 from ipcmap._deadline import Deadline
 from listening import PATIENCE
-from ring_harness import at_each_store, die
+from ring_harness import at_each_store, put_and_die
 from rings import drained, fill
 from test_aio import run, wait_for_the_others
 
@@ -34,19 +34,7 @@ def test_a_producer_killed_at_any_store_of_a_put_leaves_no_task_waiting(
     for store in count(1):
         ring, attached, armed = Ring(256), Semaphore(0), Semaphore(0)
         holding = ring.attach_producer()
-
-        def produce(
-            ring: Ring = ring,
-            store: int = store,
-            attached: Semaphore = attached,
-            armed: Semaphore = armed,
-        ) -> None:
-            with ring.attach_producer():
-                attached.release()
-                armed.acquire()
-                at_each_store(ring, store, before, lambda: Ring.put(ring, b"x"))
-
-        child = fork(produce)
+        child = fork(put_and_die, ring, attached, armed, store, before)
         attached.acquire()
         holding.detach()
 

@@ -11,13 +11,12 @@ from collections.abc import Callable
 
 import pytest
 
-from children import Fork
+from children import Fork, die
 from ipcmap import Arena, CorruptError, Event, Listener, Ring, Semaphore, StaleHandle, aio
 from ipcmap._core import room_layout as at
 from ipcmap._core.reference_listeners import Listeners
 from ipcmap._core.reference_sections import Stalled, inside
 from ipcmap._deadline import Deadline
-from ring_harness import die
 from test_aio import descriptors, run, wait_for_the_others
 
 pytestmark = pytest.mark.usefixtures("collected", "engine")

@@ -133,7 +133,7 @@ def test_of_threads_and_processes_that_add_none_is_lost(make: Made, fork: Fork) 
 def test_who_is_killed_has_changed_a_word_or_has_not(make: Made, chance: random.Random) -> None:
     """Of two words that one process counts in turn, the first is at most one ahead."""
     words = make()
-    for _ in range(40):
+    for _ in range(20):
         begin = words.load(0)
         more = chance.randrange(1, 400)
         pid = os.fork()

@@ -10,10 +10,9 @@ from threading import BrokenBarrierError
 
 import pytest
 
-from children import Child, Fork
+from children import Child, Fork, die
 from ipcmap import Arena, Barrier, Event, Mapping, StaleHandle
 from monitor_harness import stop
-from ring_harness import die
 from room_harness import (
     in_a_thread,
     last_ticket,

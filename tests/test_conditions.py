@@ -12,11 +12,10 @@ from types import FrameType
 import pytest
 
 import ipcmap
-from children import Child, Fork
+from children import Child, Fork, die
 from ipcmap import Arena, Condition, FamilyFull, Lock, Mapping, NotOwned, RLock, StaleHandle
 from ipcmap._core import reference_parking as parking
 from monitor_harness import Raised, stop
-from ring_harness import die
 from room_harness import (
     in_a_thread,
     last_ticket,

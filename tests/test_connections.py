@@ -23,8 +23,8 @@ import numpy as np
 import pytest
 
 import ipcmap
-from children import Fork
-from families import Stores, _Watched, kill_oneself
+from children import Fork, die
+from families import Stores, _Watched
 from ipcmap import Arena, Connection, Pipe, Process, Semaphore, ended_pipes
 from ipcmap._core import ring_layout
 from ipcmap._core.reference_cells import Cell
@@ -807,7 +807,7 @@ def test_a_receiver_that_is_killed_at_a_sync_point_holds_nobody_up(
         assert reader._in
         core: Any = reader._in._core
         assert reader.recv() == 0
-        core._words = _Watched(core._words, Stores(store, kill_oneself))
+        core._words = _Watched(core._words, Stores(store, die))
         reader.poll(0.001)
         reader._short = True
         reader.recv()

@@ -10,10 +10,9 @@ import time
 
 import pytest
 
-from children import Fork
+from children import Fork, die
 from ipcmap import Arena, CorruptError, Event, StaleHandle
 from ipcmap._core import room_layout as at
-from ring_harness import die
 from room_harness import members, set_trap, wait_for_members
 
 pytestmark = pytest.mark.usefixtures("engine")

@@ -22,13 +22,6 @@ from ipcmap import Arena, ProcessPoolExecutor, Ring
 from ipcmap._core import stall_log
 
 
-@pytest.fixture
-def executor(engine: str, arena: Arena) -> Iterator[ProcessPoolExecutor]:
-    """An executor of two workers."""
-    with ProcessPoolExecutor(2, arena=arena) as executor:
-        yield executor
-
-
 def test_a_task_is_done_by_a_worker(executor: ProcessPoolExecutor) -> None:
     """Arguments by place and by name, and the result comes back."""
     assert executor.submit(divmod, 17, 5).result() == (3, 2)

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -23,13 +22,6 @@ from ipcmap._deadline import Deadline
 from ipcmap.seats import Seat
 from ipcmap.tasks import Task, TaskFuture
 from ipcmap.zygote import ZygoteProcess
-
-
-@pytest.fixture
-def executor(engine: str, arena: Arena) -> Iterator[ProcessPoolExecutor]:
-    """An executor of two workers."""
-    with ProcessPoolExecutor(2, arena=arena) as executor:
-        yield executor
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGTERM])

@@ -6,8 +6,7 @@ import os
 
 import pytest
 
-from children import Fork
-from families import kill_oneself
+from children import Fork, die
 from ipcmap import Mapping
 from ipcmap._core import reference_sections as sections
 from ipcmap._core import slot_layout as at
@@ -30,7 +29,7 @@ def test_members_and_deaths_of_a_family(fork: Fork) -> None:
 
     def child() -> None:
         ours.note(at.TASK, 7)
-        kill_oneself()
+        die()
 
     victim = fork(child)
     os.waitid(os.P_PID, victim.pid, os.WEXITED | os.WNOWAIT)

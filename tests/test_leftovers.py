@@ -59,7 +59,7 @@ def suite(pytester: pytest.Pytester) -> pytest.Pytester:
 
         def pytest_configure():
             import leftovers
-            leftovers.GRACE = 0.05
+            leftovers.GRACE = leftovers.GRACE_OF_NAMES = 0.05
             leftovers.SHM = "shm"
     """)
     pytester.makeini(f"""

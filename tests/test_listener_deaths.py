@@ -10,14 +10,14 @@ from itertools import count
 
 import pytest
 
-from children import Fork
+from children import Fork, die
 from ipcmap import ClosedError, Listener, Ring, Semaphore
 from ipcmap._core import reference_sections as sections
 from ipcmap._core import ring_layout as at
 from ipcmap._core.reference_listeners import write_to
 from ipcmap._deadline import Deadline
 from listening import PATIENCE, is_readable
-from ring_harness import Stores, at_each_store, die
+from ring_harness import Stores, at_each_store, put_and_die
 from rings import blocks, drained, taken
 
 pytestmark = pytest.mark.usefixtures("collected")
@@ -57,20 +57,7 @@ def test_a_producer_killed_at_any_store_of_a_put_leaves_nobody_waiting(
     for store in count(1):
         ring, attached, armed = Ring(256), Semaphore(0), Semaphore(0)
         holding = ring.attach_producer()
-
-        def produce(
-            ring: Ring = ring,
-            store: int = store,
-            attached: Semaphore = attached,
-            armed: Semaphore = armed,
-        ) -> None:
-            with ring.attach_producer():
-                attached.release()
-                armed.acquire()
-                # The engine's Python half, whose stores can be counted.
-                at_each_store(ring, store, before, lambda: Ring.put(ring, b"x"))
-
-        child = fork(produce)
+        child = fork(put_and_die, ring, attached, armed, store, before)
         attached.acquire()
         holding.detach()
         with ring.listen() as listener:

@@ -11,7 +11,7 @@ import sys
 
 import pytest
 
-from children import Fork
+from children import Fork, die
 from ipcmap import Arena, Mapping, Semaphore
 from ipcmap._core import monitor_layout as at
 from ipcmap._core import reference_parking as parking
@@ -25,7 +25,6 @@ from monitor_harness import (
     wait_for_sleepers,
     wait_until_dead,
 )
-from ring_harness import die
 
 
 @pytest.mark.parametrize("before", [True, False])

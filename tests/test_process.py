@@ -17,19 +17,6 @@ import pytest
 
 from children import Fork
 from ipcmap import Arena, ExitRecord, Process, Semaphore, default_arena
-from ipcmap._core import liveness
-
-
-def no_pidfd(pid: int) -> NoReturn:
-    """Answer as a kernel before 5.3 does."""
-    raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
-
-
-@pytest.fixture(params=["pidfd", "no pidfd"])
-def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A kernel with pidfds, and one without."""
-    if request.param == "no pidfd":
-        monkeypatch.setattr(liveness, "pidfd_open", no_pidfd)
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import errno
 import multiprocessing
 import os
 import signal
@@ -18,7 +17,7 @@ import pytest
 
 from children import Fork
 from ipcmap import Pipe, Process, Semaphore
-from ipcmap._core import libc, liveness
+from ipcmap._core import libc
 
 # From 3.12 on Python warns of a fork in a process with threads, which is what is tested here.
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
@@ -45,17 +44,6 @@ def start(request: pytest.FixtureRequest) -> Start:
     """Each way to start a process."""
     chosen: Start = request.param
     return chosen
-
-
-@pytest.fixture(params=["pidfd", "no pidfd"])
-def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A kernel with pidfds, and one without."""
-
-    def no_pidfd(pid: int) -> NoReturn:
-        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
-
-    if request.param == "no pidfd":
-        monkeypatch.setattr(liveness, "pidfd_open", no_pidfd)
 
 
 class Line:

@@ -11,20 +11,15 @@ from itertools import count
 
 import pytest
 
-from children import Fork
+from children import Fork, die
 from ipcmap import Arena, JoinableQueue, Queue
 from ipcmap._core.reference_sections import inside
 from ipcmap._deadline import Deadline
-from ring_harness import Stores, die
+from ring_harness import Stores
 
 pytestmark = pytest.mark.usefixtures("ring_type")  # on both engines
 
 SMALL, LARGE = "small", "large" * 20_000
-
-
-def killed() -> None:
-    """End this process as an out-of-memory killer would."""
-    os.kill(os.getpid(), signal.SIGKILL)
 
 
 @pytest.mark.parametrize(
@@ -41,7 +36,7 @@ def test_what_a_dead_consumer_had_not_done_comes_again_in_order(
         assert tasks.get() == "done"
         tasks.task_done()
         assert [tasks.get(), tasks.get()] == [SMALL, LARGE]
-        killed()
+        die()
 
     assert fork(die_with_two).wait() == -signal.SIGKILL
     arena.sweep()
@@ -62,7 +57,7 @@ def test_join_does_not_wait_for_the_dead(arena: Arena, fork: Fork) -> None:
 
     def die_with_one() -> None:
         tasks.get()
-        killed()
+        die()
 
     assert fork(die_with_one).wait() == -signal.SIGKILL
     joiner = threading.Thread(target=tasks.join)

@@ -18,9 +18,9 @@ from typing import Any
 
 import pytest
 
-from children import Fork
+from children import Fork, die
 from ipcmap import Arena, Queue, SimpleQueue
-from ring_harness import Stores, die
+from ring_harness import Stores
 
 pytestmark = [
     pytest.mark.usefixtures("ring_type"),  # on both engines

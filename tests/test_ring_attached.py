@@ -10,16 +10,9 @@ from collections.abc import Callable
 
 import pytest
 
-from children import Fork
+from children import Fork, die
 from ipcmap import Arena, ClosedError, Ring
-from ring_harness import die
 from rings import blocks
-
-
-@pytest.fixture
-def ring(ring_type: type[Ring], arena: Arena) -> Ring:
-    """A ring of 4 KiB."""
-    return ring_type(4096, arena=arena)
 
 
 @pytest.fixture

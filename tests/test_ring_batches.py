@@ -7,9 +7,9 @@ import signal
 
 import pytest
 
-from children import Fork
+from children import Fork, die
 from ipcmap._deadline import Deadline
-from ring_harness import CAPACITY, Ring, die, set_trap
+from ring_harness import CAPACITY, Ring, set_trap
 
 
 @pytest.mark.parametrize("most", [1, 7, 1000])

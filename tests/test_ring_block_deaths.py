@@ -11,12 +11,12 @@ from itertools import count
 import pytest
 
 import ipcmap
-from children import Fork
+from children import Fork, die
 from ipcmap import Ring
 from ipcmap._core import ring_layout as at
 from ipcmap._core.reference_ring_blocks import NO_SLOT
 from ipcmap._deadline import Deadline
-from ring_harness import Stores, die
+from ring_harness import Stores
 from rings import blocks, drained
 
 pytestmark = pytest.mark.usefixtures("collected")

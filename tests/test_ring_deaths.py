@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import pytest
 
-from children import Fork
+from children import Fork, die
 from ipcmap import Mapping
 from ipcmap._core import reference_parking as parking
 from ipcmap._core import reference_ring_waiting
@@ -22,7 +22,7 @@ from ipcmap._core import ring_layout as at
 from ipcmap._core.reference_ring_waiting import CLOSED
 from ipcmap._core.reference_sections import Stalled
 from ipcmap._deadline import Deadline
-from ring_harness import Closed, Ring, die, set_trap
+from ring_harness import Closed, Ring, set_trap
 
 Result = TypeVar("Result")
 

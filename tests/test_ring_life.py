@@ -30,12 +30,6 @@ from rings import drained, fill
 MIB = 1 << 20
 
 
-@pytest.fixture
-def ring(ring_type: type[Ring], arena: Arena) -> Ring:
-    """A ring of 4 KiB: records of more than 2040 bytes travel in blocks."""
-    return ring_type(4096, arena=arena)
-
-
 # Its making
 
 

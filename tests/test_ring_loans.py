@@ -24,12 +24,6 @@ class Raised(Exception):
 
 
 @pytest.fixture
-def ring(ring_type: type[Ring], arena: Arena) -> Ring:
-    """A ring of 4 KiB."""
-    return ring_type(4096, arena=arena)
-
-
-@pytest.fixture
 def told(ring_type: type[Ring]) -> Ring:
     """Another ring, by which a child tells where it is."""
     return ring_type(4096)

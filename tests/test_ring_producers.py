@@ -5,17 +5,16 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-from collections.abc import Callable
 from itertools import count
 
 import pytest
 
-from children import Fork
+from children import Fork, die
 from ipcmap import ClosedError, Ring
 from ipcmap._core import reference_sections as sections
 from ipcmap._core.layout import Kind
 from ipcmap._deadline import Deadline
-from ring_harness import Stores, die
+from ring_harness import Stores, at_each_store
 from rings import blocks
 
 pytestmark = pytest.mark.usefixtures("collected")
@@ -35,12 +34,6 @@ def interrupt() -> None:
 def has_ended(ring: Ring) -> bool:
     """Return whether it is closed, as it can be from one moment to the next."""
     return ring.closed
-
-
-def die_at(ring: Ring, store: int, before: bool, call: Callable[[], object]) -> None:
-    """Make a call, and be killed at one of its stores."""
-    Stores(store, before, die).watch(ring)
-    call()
 
 
 def test_the_ring_ends_when_the_last_has_detached() -> None:
@@ -88,7 +81,7 @@ def test_a_producer_killed_at_any_store_of_attach_or_detach_ends_the_ring(
         at_first, ring = blocks(), Ring(64)
 
         def attach(ring: Ring = ring, store: int = store) -> None:
-            die_at(ring, store, before, lambda: ring.attach_producer().detach())
+            at_each_store(ring, store, before, lambda: ring.attach_producer().detach())
 
         status = fork(attach).wait()
         ring._arena.sweep()
@@ -118,7 +111,7 @@ def test_a_sweeper_killed_at_any_store_ends_the_ring_once_and_for_all(
     for store in count(1):
         at_first, ring = blocks(), Ring(64)
         assert fork(attach_and_die, ring).wait() == -signal.SIGKILL
-        status = fork(die_at, ring, store, before, ring._arena.sweep).wait()
+        status = fork(at_each_store, ring, store, before, ring._arena.sweep).wait()
         ring._arena.sweep()
 
         assert has_ended(ring)

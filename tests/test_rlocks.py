@@ -9,11 +9,10 @@ import signal
 
 import pytest
 
-from children import Fork
+from children import Fork, die
 from ipcmap import Arena, CorruptError, NotOwned, RLock, Semaphore
 from ipcmap._core import monitor_layout as at
 from monitor_harness import Raised, set_trap, sleepers, wait_for_sleepers, wait_until_dead
-from ring_harness import die
 from room_harness import in_a_thread
 
 pytestmark = pytest.mark.usefixtures("engine")

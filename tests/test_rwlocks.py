@@ -14,12 +14,11 @@ from typing import Any
 
 import pytest
 
-from children import Child, Fork
+from children import Child, Fork, die
 from ipcmap import Arena, BusyError, Lock, Mapping, NotOwned, RWLock, StaleHandle
 from ipcmap._core.reference_rwlocks import READ, RWLockCore
 from ipcmap.rwlock import Side
 from monitor_harness import Raised, stop, wait_until_dead
-from ring_harness import die
 from room_harness import (
     in_a_thread,
     last_ticket,

@@ -292,8 +292,9 @@ def test_an_entry_after_a_death_may_be_broken_off_before_it_is_complete(
     assert place.words[0] == 2
 
 
-def test_a_storm_of_deaths_inside_wedges_nobody(place: Place, fork: Fork) -> None:
-    """Two hundred holders killed at random moments; whoever is left goes on counting."""
+@pytest.mark.parametrize("pairs", [40, pytest.param(200, marks=pytest.mark.stress)])
+def test_a_storm_of_deaths_inside_wedges_nobody(pairs: int, place: Place, fork: Fork) -> None:
+    """Pairs of holders killed at random moments; whoever is left goes on counting."""
     seed = random.randrange(2**32)
     chance = random.Random(seed)
     print(f"seed={seed}")
@@ -302,7 +303,7 @@ def test_a_storm_of_deaths_inside_wedges_nobody(place: Place, fork: Fork) -> Non
         while True:
             place.add_one()
 
-    for _ in range(200):
+    for _ in range(pairs):
         victims = [fork(count_for_ever), fork(count_for_ever)]
         before = place.words[0]
         while place.words[0] < before + chance.randrange(1, 200):

@@ -12,7 +12,7 @@ from types import FrameType
 import pytest
 
 import ipcmap
-from children import Child, Fork
+from children import Child, Fork, die
 from ipcmap import Arena, Mapping
 from ipcmap._core import monitor_layout as at
 from ipcmap._core import reference_parking as parking
@@ -26,7 +26,6 @@ from monitor_harness import (
     wait_for_sleepers,
     wait_until_dead,
 )
-from ring_harness import die
 
 
 def killed_holding(fork: Fork, *semaphores: ipcmap.Semaphore) -> Child:

@@ -10,8 +10,8 @@ from types import FrameType
 
 import pytest
 
-from children import Fork
-from families import Place, Raised, Stores, kill_oneself, raise_it
+from children import Fork, die
+from families import Place, Raised, Stores, raise_it
 from ipcmap import BusyError
 from ipcmap._core import liveness
 from ipcmap._core import reference_sections as sections
@@ -26,7 +26,7 @@ def test_a_death_is_recorded_with_what_is_known(place: Place, fork: Fork) -> Non
         place.table.slot()
         end()
 
-    ends = (lambda: os._exit(0), lambda: os._exit(3), kill_oneself)
+    ends = (lambda: os._exit(0), lambda: os._exit(3), die)
     children = [fork(child, end) for end in ends]
     for one in children:
         os.waitid(os.P_PID, one.pid, os.WEXITED | os.WNOWAIT)
@@ -85,7 +85,7 @@ def test_a_sweeper_that_dies_in_a_step_is_followed_by_another(place: Place, fork
     fork(place.table.slot).wait()
 
     def sweep() -> None:
-        place.table.steps = (lambda *_: kill_oneself(),)
+        place.table.steps = (lambda *_: die(),)
         place.table.sweep()
 
     assert fork(sweep).wait() == -signal.SIGKILL
@@ -168,7 +168,7 @@ def test_a_death_at_any_store_of_a_claim_wedges_nobody(place: Place, fork: Fork)
     """The slot is free, or belongs to a dead process."""
 
     def claim(last: int) -> None:
-        Stores(last, kill_oneself).watch(place.table)
+        Stores(last, die).watch(place.table)
         place.table.slot()
 
     for last in range(1, 100):
@@ -207,7 +207,7 @@ def test_an_exception_at_any_store_of_a_claim_costs_no_slot(place: Place, fork: 
     assert 12 < place.shared[0] < 24
 
 
-@pytest.mark.parametrize("act", [kill_oneself, raise_it])
+@pytest.mark.parametrize("act", [die, raise_it])
 def test_a_sweep_broken_off_at_any_store_counts_the_death_once(
     place: Place, fork: Fork, act: Callable[[], object]
 ) -> None:
@@ -260,12 +260,12 @@ def test_handlers_that_raise_anywhere_leave_one_slot_each(fork: Fork) -> None:
         place.table.slot()
         assert place.pids().count(os.getpid()) == 1
 
-    for _ in range(150):
+    for _ in range(60):
         assert fork(claim, chance.uniform(1e-6, 1e-3)).wait() == 0
     place.table.sweep()
 
     assert place.pids() == []
-    assert place.words[at.H_DEATHS] == 150
+    assert place.words[at.H_DEATHS] == 60
 
 
 def storm(rounds: int, fork: Fork) -> None:
@@ -303,8 +303,8 @@ def storm(rounds: int, fork: Fork) -> None:
 
 
 def test_a_storm_of_deaths_loses_no_slot_and_counts_none_twice(fork: Fork) -> None:
-    """A hundred pairs; the survivors go on."""
-    storm(100, fork)
+    """Forty pairs; the survivors go on."""
+    storm(40, fork)
 
 
 @pytest.mark.stress

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple, cast
 
 import pytest
 
-from children import Fork
-from families import Place, kill_oneself
+from children import Fork, die
+from families import Place
 from ipcmap._core import reference_slots
 from ipcmap._core import slot_layout as at
 
@@ -133,7 +133,7 @@ def test_who_is_killed_at_a_point_leaves_what_the_header_says(
 ) -> None:
     """And one death in the log for each slot that was somebody's; the next finds one free."""
     prepare(place, name, fork)
-    killed = fork(lambda: come_to(place, name, moment, kill_oneself))
+    killed = fork(lambda: come_to(place, name, moment, die))
     assert killed.wait() == -signal.SIGKILL
 
     assert place.words[LIFE] & at.STATE_MASK == THEN[name, moment]

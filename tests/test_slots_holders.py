@@ -7,8 +7,8 @@ import signal
 
 import pytest
 
-from children import Fork
-from families import Place, kill_oneself
+from children import Fork, die
+from families import Place
 from ipcmap import CorruptError
 from ipcmap._core import slot_layout as at
 
@@ -43,8 +43,8 @@ def test_the_living_have_no_cause_of_death(place: Place, fork: Fork) -> None:
 @pytest.mark.parametrize(
     ("end", "reaped", "cause"),
     [
-        (kill_oneself, False, at.KILLED),
-        (kill_oneself, True, at.UNKNOWN),
+        (die, False, at.KILLED),
+        (die, True, at.UNKNOWN),
         (lambda: os._exit(3), False, at.EXITED),
         (lambda: os._exit(3), True, at.UNKNOWN),
     ],
@@ -81,7 +81,7 @@ def test_who_said_that_it_ends_by_itself_is_believed_when_nobody_saw_it(
         place.shared[index] = place.table.holder()
         place.table.leave()
         if index:
-            kill_oneself()
+            die()
 
     fork(leave, 0).wait()
     killed = fork(leave, 1)
@@ -102,7 +102,7 @@ def test_the_next_owner_of_a_slot_does_not_inherit_the_word_of_the_last(
 
     def die() -> None:
         place.shared[0] = place.table.holder()
-        kill_oneself()
+        die()
 
     fork(leave).wait()
     place.table.sweep()

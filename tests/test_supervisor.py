@@ -26,7 +26,6 @@ from ipcmap import (
     Ring,
     Supervisor,
 )
-from ipcmap._core import liveness
 from ipcmap.last_words import LastWords
 from ipcmap.restart_budget import RestartBudget
 
@@ -215,13 +214,9 @@ def test_what_a_dead_worker_held_is_free_before_another_is_started() -> None:
     lock.destroy()
 
 
-def test_it_works_without_pidfds(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("no_pidfds")
+def test_it_works_without_pidfds() -> None:
     """The sentinel is a pipe then."""
-
-    def no_pidfd(pid: int) -> NoReturn:
-        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
-
-    monkeypatch.setattr(liveness, "pidfd_open", no_pidfd)
     with Supervisor().add(signal.pause, count=2) as supervisor:
         first, second = pids(supervisor)
         kill(first)

@@ -31,6 +31,8 @@ import pytest
 
 import watcher
 
+NAME = "the watchdog of this run"
+
 
 class Settings(Protocol):
     """What is used here of pytest-timeout's settings of one test."""
@@ -72,6 +74,11 @@ class Watchdog:
             faulthandler.unregister(watcher.DUMP_SIGNAL)
             os.close(self.pipe)
             os.close(self.dumps)
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_lane_finish(self) -> None:
+        """Do the same at the end of a lane."""
+        self.pytest_unconfigure()
 
     def pytest_timeout_set_timer(self, item: pytest.Item, settings: Settings) -> bool:
         """Start the time of a test, in place of pytest-timeout's own timers."""
@@ -128,4 +135,14 @@ class Watchdog:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Start watching."""
-    config.pluginmanager.register(Watchdog(config), "the watchdog of this run")
+    config.pluginmanager.register(Watchdog(config), NAME)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_lane_start(config: pytest.Config) -> None:
+    """Start watching the process of a lane: it has tests of its own, and a family."""
+    of_the_run = config.pluginmanager.unregister(name=NAME)
+    assert isinstance(of_the_run, Watchdog)
+    os.close(of_the_run.pipe)
+    os.close(of_the_run.dumps)
+    pytest_configure(config)
