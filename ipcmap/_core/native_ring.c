@@ -215,7 +215,7 @@ static outcome_t find_records(ring_t *ring, uint64_t read_pos, uint64_t *seen)
 typedef uint64_t looker_t(const ring_t *, uint64_t index);
 
 /* Look from outside of the section at what is, or was, a header. A producer may be writing
- * a record's bytes there, with memcpy: a race, as C has it, in which any value is as good
+ * a record's bytes there, as bytes: a race, as C has it, in which any value is as good
  * as another, for it only says how much to prepare. Of this load, and of no other, a
  * sanitizer of threads is not to be told. */
 __attribute__((no_sanitize("thread"))) static inline uint64_t look_from_outside(const ring_t *ring, uint64_t index)
