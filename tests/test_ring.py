@@ -124,6 +124,27 @@ def test_records_of_every_length_come_out_whole(
     assert arena.statistics().blocks == 1  # the ring
 
 
+def test_records_of_some_kibibytes_leave_their_neighbours_whole(
+    ring_type: type[Ring], arena: Arena, fork: Fork, chance: random.Random
+) -> None:
+    """From each place within a line, round the ring many times, one by one and in batches."""
+    ring = ring_type(16_384, arena=arena)
+    lengths = [*range(2040, 2120), *(chance.randrange(8192) for _ in range(400))]
+    noise = chance.randbytes(16_384)
+    records = [noise[number % 64 :][:length] for number, length in enumerate(lengths)]
+
+    def produce() -> None:
+        for begin in range(0, len(records), 6):
+            for record in records[begin : begin + 3]:
+                ring.put(record)
+            ring.put_many(records[begin + 3 : begin + 6])
+
+    child = fork(produce)
+    for number, record in enumerate(records):
+        assert ring.get() == record, (number, len(record))
+    assert child.wait() == 0
+
+
 def test_a_record_of_forty_mebibytes_goes_through_a_ring_of_four_kibibytes(
     ring: Ring, fork: Fork
 ) -> None:

@@ -53,13 +53,13 @@ static const int64_t GLANCE = 400;          /* with the GIL */
 static const int64_t LEAST_LOOKING = 2000, MOST_LOOKING = 50000, PROBE = 50000;
 static const int64_t PURE_LOOKING = 10000;  /* then between looks give way to others */
 static const int64_t A_MOMENT = 1000;       /* between two looks that find little */
-static const int64_t BEHIND = 600;          /* with the GIL; how much later a record may be had */
-static const uint64_t ENOUGH = 2048;        /* bytes of records */
+static const int64_t BEHIND = 2000;         /* with the GIL; how much later a record may be had */
+static const uint64_t ENOUGH = 8192;        /* bytes of records */
 
 enum {
     SLICE_GROWS = 8,   /* times, each sleep of a call in which nothing came */
     LOOKS_A_CLOCK = 8, /* looks between two readings of the clock */
-    PAUSES_A_LOOK = 16,
+    PAUSES_A_LOOK = 32,
     PROBE_EVERY = 32,
     MOST_VAIN = 7, /* times in a row that count */
 };

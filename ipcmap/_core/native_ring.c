@@ -32,6 +32,7 @@
  * index is within the ring. What makes no sense is UNUSUAL; the Python half then looks
  * at it once more, and says what is damaged. */
 #include "native_allocator.h"
+#include "native_copying.h"
 
 /* So many bytes in one section, then publish and let others in. */
 #define SECTION_BYTES (UINT64_C(1) << 18)
@@ -133,7 +134,7 @@ outcome_t ring_put(ring_t *ring, const unsigned char *data, uint64_t length, uin
             return UNUSUAL;
     }
     uint64_t stub = look(ring, word_at(ring, write_pos)) & NUMBER_BITS;
-    COPY("R0 fill", bytes_at(ring, write_pos), data, length);
+    COPY("R0 fill", fill, bytes_at(ring, write_pos), data, length);
     STEP("header", store(ring, word_at(ring, write_pos), stub | length));
     STEP("stub", store(ring, word_at(ring, write_pos + need), stub + NUMBER_ONE));
     STEP("R1 publish", store(ring, WRITE_POS, write_pos + need));
@@ -158,7 +159,7 @@ outcome_t ring_put_many(ring_t *ring, const record_t *records, size_t count, siz
         room = SECTION_BYTES;
     for (; index < count && TAKES(records[index].length) <= room; index++) {
         uint64_t length = records[index].length, need = TAKES(length);
-        COPY("R0 fill", bytes_at(ring, write_pos), records[index].data, length);
+        COPY("R0 fill", fill, bytes_at(ring, write_pos), records[index].data, length);
         STEP("header", store(ring, word_at(ring, write_pos), number | length));
         number += NUMBER_ONE;
         write_pos += need;
@@ -214,7 +215,7 @@ static outcome_t find_records(ring_t *ring, uint64_t read_pos, uint64_t *seen)
 typedef uint64_t looker_t(const ring_t *, uint64_t index);
 
 /* Look from outside of the section at what is, or was, a header. A producer may be writing
- * a record's bytes there, with memcpy: a race, as C has it, in which any value is as good
+ * a record's bytes there, as bytes: a race, as C has it, in which any value is as good
  * as another, for it only says how much to prepare. Of this load, and of no other, a
  * sanitizer of threads is not to be told. */
 __attribute__((no_sanitize("thread"))) static inline uint64_t look_from_outside(const ring_t *ring, uint64_t index)
@@ -279,7 +280,7 @@ outcome_t ring_get_many(ring_t *ring, const result_t *results, size_t count, siz
             outcome = MISFIT;
         if (outcome != DONE)
             break;
-        COPY("R0 copy", results[index].result, bytes_at(ring, pos), length);
+        COPY("R0 copy", memcpy, results[index].result, bytes_at(ring, pos), length);
         pos += TAKES(length);
         index++;
     }
@@ -311,7 +312,7 @@ outcome_t ring_get(ring_t *ring, unsigned char *result, uint64_t *length, uint64
         *length = found;
         return MISFIT;
     }
-    COPY("R0 copy", result, bytes_at(ring, pos), found);
+    COPY("R0 copy", memcpy, result, bytes_at(ring, pos), found);
     STEP("R2 consume", store(ring, READ_POS, pos + TAKES(found)));
     return DONE;
 }
