@@ -22,6 +22,7 @@ from typing import Any, Final
 from ipcmap.codec import PickleCodec
 
 __all__ = [
+    "CHECKED",
     "DIED",
     "KEYWORDS",
     "NUDGE",
@@ -44,6 +45,7 @@ TAIL: Final = struct.Struct("<QQ")
 KEYWORDS: Final = 1 << 63  # beside the number of a function: its arguments are (args, kwargs)
 RETURNED, RAISED, UNLOADABLE = 0, 1, 2  # answers: the pickle of a result, of an exception, why not
 UNPREPARED, DIED, NUDGE = 3, 4, 5  # notices: the initializer failed; a worker died; look again
+CHECKED = 6  # notice: the answers that a worker had given by then have been taken
 _CODEC = PickleCodec()
 _PICKLE = 0x80  # how every pickle begins
 
