@@ -45,7 +45,7 @@ from ipcmap._core import stall_log
 from ipcmap._deadline import Deadline
 from ipcmap.arena import Arena
 from ipcmap.errors import BusyError
-from ipcmap.messages import CHECKED, DIED, TAIL, UNPREPARED, load
+from ipcmap.messages import CHECKED, DIED, TAIL, UNPREPARED, forms_of, load
 from ipcmap.seats import Seat
 from ipcmap.tasks import Function, MapCall, Task
 from ipcmap.worker import Blueprint
@@ -73,13 +73,14 @@ class Dispatcher(Workforce):
     def __init__(self, blueprint: Blueprint, arena: Arena, max_workers: int) -> None:
         super().__init__(blueprint, arena, max_workers)
         self.numbers = itertools.count(1)  # of tasks
+        self.dump, self.load = forms_of(self._results)
         self._functions = itertools.count(1)
         self.manager: threading.Thread | None = None
         self._in_one_step = blueprint.engine == "native"
         self._lead = threading.Lock()
         self._leader = 0  # the thread that waits for answers in pull()
         self._led = 0  # how often somebody other than the manager has led
-        self._taken: deque[bytes] = deque()
+        self._taken: deque[list[bytes]] = deque()
         self._notices: deque[bytes] = deque()  # to be put behind the answers that are there
         # What of them was taken: kind, index and pid.
         self._noticed: deque[tuple[int, int, int]] = deque()
@@ -217,7 +218,7 @@ class Dispatcher(Workforce):
         try:
             # In one step, where that is written in C: what was taken is never lost to
             # an exception from a signal handler.
-            self._taken.extend(itertools.chain.from_iterable(map(get_many, (None,), (timeout,))))
+            self._taken.extend(map(get_many, (None,), (timeout,)))
         except queue.Empty:
             pass
         finally:
@@ -244,29 +245,30 @@ class Dispatcher(Workforce):
     def _deal(self) -> None:
         if self._taken:
             self._moved = time.monotonic()
-        taken, tasks, unpack, size = self._taken, self.tasks, TAIL.unpack, TAIL.size
+        taken, tasks, unpack, tail = self._taken, self.tasks, TAIL.unpack_from, -TAIL.size
         seat: Seat | None = None
         calls: set[MapCall] | tuple[()] = ()
         while taken:
-            record = taken[0]
-            number, kind = unpack(record[-size:])
-            if not number:
-                self._notice(kind, record)
-            else:
+            for record in taken[0]:
+                number, kind = unpack(record, tail)
                 task = tasks.get(number)
-                if task is not None:
-                    seat, owner = task.seat, task.owner
-                    if type(owner) is MapCall:
-                        owner.answers[task.index] = record
-                        if owner.waiters:
-                            calls = {owner, *calls}
-                    else:
-                        self._finished[number] = owner, record  # type: ignore[assignment]
-                    if seat is not None:
-                        seat.held.pop(number, None)
-                        if not seat.held:
-                            self._rest(seat)
-                    tasks.pop(number, None)
+                if task is None:
+                    if not number:
+                        self._notice(kind, record)
+                    continue
+                seat, owner = task.seat, task.owner
+                if type(owner) is MapCall:
+                    owner.answers[task.index] = record
+                    if owner.waiters and owner not in calls:
+                        calls = {owner, *calls}
+                else:
+                    self._finished[number] = owner, record  # type: ignore[assignment]
+                if seat is not None:
+                    held = seat.held
+                    held.pop(number, None)
+                    if not held:
+                        self._rest(seat)
+                tasks.pop(number, None)
             taken.popleft()
         if seat is not None and self.seats.get(seat.index) is seat:
             self._measure(seat)
@@ -341,7 +343,8 @@ class Dispatcher(Workforce):
                 if not self.tasks:
                     self._hurried = False
             else:
-                wait = _LOOK
+                # The longer others lead, the longer it lets them.
+                wait = _LOOK if self._led == led else min(_LED, max(_LOOK, 2 * wait))
             led = self._led
 
     def _say_if_stalled(self) -> None:

@@ -131,15 +131,17 @@ class Seat:
     def give(self, tasks: list[Task]) -> tuple[list[Task], Exception] | None:
         """Give it tasks; return those that it has no room for, if any, and why."""
         records: list[bytes] = []
-        known, held = self._known, self.held
+        known, held, last = self._known, self.held, None
         self.halfway = True
         for task in tasks:
             function = task.owner.function
-            if function.number not in known:
-                records.append(function.record)
-                known[function.number] = None
-                if len(known) > KNOWN_FUNCTIONS:
-                    del known[next(iter(known))]
+            if function is not last:
+                last = function
+                if function.number not in known:
+                    records.append(function.record)
+                    known[function.number] = None
+                    if len(known) > KNOWN_FUNCTIONS:
+                        del known[next(iter(known))]
             records.append(task.record)
             held[task.number] = task
             task.seat = self
