@@ -46,7 +46,7 @@ _log = logging.getLogger("ipcmap")
 _MOST_AHEAD = 512  # tasks that a worker holds
 _AHEAD = 500_000  # nanoseconds of work that it holds
 STUCK = 5_000_000  # nanoseconds: nothing waits behind a task that takes longer
-_STILLBORN = 3  # workers in a row that died before they were ready
+_STILLBORN = 3  # workers in a row, at least, that died before they were ready
 _PATIENCE = 0.01  # seconds for a task that was taken to be begun
 
 
@@ -150,8 +150,9 @@ class Workforce:
             return
         room = ahead - max(len(seat.held) for seat in seats)
         share = min(room, -(-len(self.queue) // len(seats)))
-        tasks = [self.queue.popleft() for _ in range(min(share * len(seats), len(self.queue)))]
-        tasks = [task for task in tasks if task.number in self.tasks]
+        take, known = self.queue.popleft, self.tasks
+        count = min(share * len(seats), len(self.queue))
+        tasks = [task for _ in range(count) if (task := take()).number in known]
         for number, seat in enumerate(seats):
             self._give(seat, tasks[number :: len(seats)])
 
@@ -378,7 +379,8 @@ class Workforce:
 
     def _bury(self, seat: Seat) -> None:
         """Replace a dead worker; what it had in hand is lost, or done again."""
-        ready = seat.ready
+        # Of those who are killed while they start, nothing follows if others come that far.
+        ready = any(one.ready for one in self.seats.values())
         record, lost, rest = seat.clear()
         self.seats.pop(seat.index, None)
         self._idle.pop(seat.index, None)
@@ -393,9 +395,9 @@ class Workforce:
             self._stillborn = 0
         elif not seat.condemned:
             self._stillborn += 1
-        if self._stillborn >= _STILLBORN and not self.closing:
+        if self._stillborn >= max(_STILLBORN, self.max_workers) and not self.closing:
             self._break(
-                f"workers die before they are ready: {_STILLBORN} in a row, the last: {record}; "
+                f"workers die before they are ready: {self._stillborn} in a row, the last: {record}; "
                 "see what the initializer does",
                 None,
             )

@@ -268,6 +268,26 @@ def test_workers_that_are_never_ready_break_the_executor(engine: str, arena: Are
         assert "die before they are ready" in str(error)
 
 
+def test_workers_that_are_killed_while_they_start_are_replaced(engine: str, arena: Arena) -> None:
+    """However many, while another is ready: that is no fault of the initializer."""
+    gate, said, hold = Ring(arena=arena), Ring(arena=arena), Ring(arena=arena)
+    gate.put(b"")
+    with ProcessPoolExecutor(2, initializer=gate.get, arena=arena) as executor:
+        long = executor.submit(work.say_and_wait, said, hold, 7)
+        said.get()
+        other = executor.submit(work.same, 1)
+        killed = set[int]()
+        while len(killed) < 5:
+            for worker in executor.statistics().workers:
+                if worker.state == "starts" and worker.pid not in killed:
+                    os.kill(worker.pid, signal.SIGKILL)
+                    killed.add(worker.pid)
+        gate.put(b"")
+        hold.put(b"")
+
+        assert (long.result(), other.result()) == (7, 1)
+
+
 @pytest.mark.parametrize("how", ["terminate_workers", "kill_workers"])
 def test_workers_are_ended(executor: ProcessPoolExecutor, arena: Arena, how: str) -> None:
     """What they had in hand is lost, and the rest is cancelled."""
