@@ -13,17 +13,23 @@ from ipcmap import Arena, BusyError, ProcessPoolExecutor, Ring
 
 
 @pytest.fixture
-def executor(native_arena: Arena) -> Iterator[ProcessPoolExecutor]:
+def arena() -> Arena:
+    """An arena of that engine."""
+    return Arena(256 << 20, backend="native")
+
+
+@pytest.fixture
+def executor(arena: Arena) -> Iterator[ProcessPoolExecutor]:
     """An executor of two workers."""
-    with ProcessPoolExecutor(2, arena=native_arena) as executor:
+    with ProcessPoolExecutor(2, arena=arena) as executor:
         yield executor
 
 
 def test_a_signal_handler_does_not_wait_for_the_end_of_what_it_interrupted(
-    executor: ProcessPoolExecutor, native_arena: Arena
+    executor: ProcessPoolExecutor, arena: Arena
 ) -> None:
     """The end waits for whoever takes the answers; the handler is told so."""
-    said, gate = Ring(arena=native_arena), Ring(arena=native_arena)
+    said, gate = Ring(arena=arena), Ring(arena=arena)
     task = executor.submit(work.say_and_wait, said, gate, 7)
     said.get()
     refused: list[bool] = []
