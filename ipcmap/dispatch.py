@@ -84,6 +84,8 @@ class Dispatcher(Workforce):
         self._notices: deque[bytes] = deque()  # to be put behind the answers that are there
         # What of them was taken: kind, index and pid.
         self._noticed: deque[tuple[int, int, int]] = deque()
+        self._rounds = 0  # how often workers were forked, if any were wanting
+        self._staffed = threading.Condition()
         self._hurried = self._asleep = False
         self._moved = time.monotonic()  # when something came, or the last line was said
         self._over = False
@@ -139,6 +141,15 @@ class Dispatcher(Workforce):
                 self._changing = False
         if interrupts or self._asleep:
             self.wake()
+        if self.lacks_workers and not interrupts and self.manager is not threading.current_thread():
+            self._await_workers()
+
+    def _await_workers(self) -> None:
+        """Wait until the manager has had a worker forked, or tried to."""
+        rounds = self._rounds
+        with self._staffed:
+            while self._rounds == rounds and self.lacks_workers:
+                self._staffed.wait(_LED)
 
     def _begin(self) -> None:
         if self._wake < 0:
@@ -400,6 +411,9 @@ class Dispatcher(Workforce):
             while self._hire():
                 self._feed()
             self._changing = False
+        self._rounds += 1
+        with self._staffed:
+            self._staffed.notify_all()
         if noticed:
             self._nudge()
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import time
 import types
 import weakref
 from collections.abc import Callable, Iterable, Iterator
@@ -30,7 +29,6 @@ T = TypeVar("T")
 
 _ANSWERS = 1 << 22  # bytes of answers that nobody has taken; longer ones are in the arena
 _KEPT_FUNCTIONS = 256
-_FORKED = 1.0  # seconds until as many workers as can be had are forked, at most
 _AT_ONCE = 256  # items of a map that are pickled before the workers get them
 
 
@@ -320,14 +318,9 @@ class ProcessPoolExecutor(Executor):
 
     @property
     def _processes(self) -> dict[int, Any]:
-        """The workers by pid, as the standard executor has them: when those it needs are forked."""
-        dispatcher = self._dispatcher
-        until = time.monotonic() + _FORKED
-        while dispatcher.lacks_workers and time.monotonic() < until:
-            dispatcher.wake()
-            time.sleep(0.001)
-        with dispatcher.lock:
-            return {seat.process.pid or 0: seat.process for seat in dispatcher.seats.values()}
+        """The workers by pid, as the standard executor has them."""
+        with self._dispatcher.lock:
+            return {seat.process.pid or 0: seat.process for seat in self._dispatcher.seats.values()}
 
     @property
     def _broken(self) -> str | bool:
