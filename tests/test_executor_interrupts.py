@@ -55,7 +55,7 @@ class Stage:
         """Take back what is behind the task in hand."""
         with self.dispatcher.lock:
             before, self.dispatcher._changing = self.dispatcher._changing, True
-            self.dispatcher._free_the_stuck(0)
+            self.dispatcher._free_the_stuck(2 * NEVER)
             self.dispatcher._feed()
             self.dispatcher._changing = before
 
@@ -76,11 +76,11 @@ class Stage:
         for item, future in enumerate(self.others):
             assert future.cancelled() or future.result(20) == item
         assert sum(future.cancelled() for future in self.others) <= 1
+        self.iterator.close()  # type: ignore[attr-defined]
+        work.wait_until(lambda: not self.dispatcher.tasks)
         for ring in (self.said, self.gate):
             while len(ring):
                 ring.get()
-        self.iterator.close()  # type: ignore[attr-defined]
-        work.wait_until(lambda: not self.dispatcher.tasks)
 
 
 @pytest.fixture
