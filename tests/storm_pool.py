@@ -85,7 +85,8 @@ class Storm:
     def _kill(self) -> None:
         while not self.over.wait(EVERY):
             # However slow the machine is: a task may be unlucky once or twice.
-            if len(self.futures) < TASKS_A_DEATH * self.deaths:
+            # Of deaths that pile up, one that is done again would have the next as well.
+            if len(self.futures) < TASKS_A_DEATH * self.deaths or len(self.orders):
                 continue
             self.deaths += 1
             how = self.chance.choice(["kill", "exit", "grow", "segv"])
