@@ -14,7 +14,10 @@ Guards
   lead   the ring of answers, and the order in which they are dealt with. Who holds it may
          wait for answers; the lock is taken inside it, and never the other way round.
 What an exception of a signal handler breaks off is done again: an answer stays in ``_taken``
-until it is dealt with, and in ``_finished`` until its future has it.
+until it is dealt with, and in ``_finished`` until its future has it; and what is said of tasks
+and seats is mended (workforce.py). Where the ring of answers is plain Python, an answer could
+be lost between the ring and ``_taken``: there the main thread, which handlers run in, never
+leads.
 """
 
 from __future__ import annotations
@@ -42,7 +45,7 @@ from ipcmap._core import stall_log
 from ipcmap._deadline import Deadline
 from ipcmap.arena import Arena
 from ipcmap.errors import BusyError
-from ipcmap.messages import DIED, TAIL, UNPREPARED, load
+from ipcmap.messages import CHECKED, DIED, TAIL, UNPREPARED, forms_of, load
 from ipcmap.seats import Seat
 from ipcmap.tasks import Function, MapCall, Task
 from ipcmap.worker import Blueprint
@@ -51,7 +54,7 @@ from ipcmap.workforce import STUCK, Workforce
 __all__ = ["Dispatcher"]
 
 _log = logging.getLogger("ipcmap")
-_DEATH = struct.Struct("<QQ")  # index and pid
+_WORKER = struct.Struct("<QQ")  # index and pid
 _LOOK = 0.001  # seconds until the manager leads where nobody does
 _LED = 0.01  # seconds between two looks of the manager while tasks are under way
 _QUIET = 50  # looks without a task, until the manager sleeps
@@ -70,13 +73,19 @@ class Dispatcher(Workforce):
     def __init__(self, blueprint: Blueprint, arena: Arena, max_workers: int) -> None:
         super().__init__(blueprint, arena, max_workers)
         self.numbers = itertools.count(1)  # of tasks
+        self.dump, self.load = forms_of(self._results)
         self._functions = itertools.count(1)
         self.manager: threading.Thread | None = None
+        self._in_one_step = blueprint.engine == "native"
         self._lead = threading.Lock()
         self._leader = 0  # the thread that waits for answers in pull()
         self._led = 0  # how often somebody other than the manager has led
-        self._taken: deque[bytes] = deque()
-        self._noticed: deque[tuple[int, int]] = deque()  # index and pid of workers to bury
+        self._taken: deque[list[bytes]] = deque()
+        self._notices: deque[bytes] = deque()  # to be put behind the answers that are there
+        # What of them was taken: kind, index and pid.
+        self._noticed: deque[tuple[int, int, int]] = deque()
+        self._rounds = 0  # how often workers were forked, if any were wanting
+        self._staffed = threading.Condition()
         self._hurried = self._asleep = False
         self._moved = time.monotonic()  # when something came, or the last line was said
         self._over = False
@@ -117,20 +126,34 @@ class Dispatcher(Workforce):
         """
         with self.lock:
             self.check()
-            if self.manager is None:
+            if self.manager is None or self.manager.ident is None:
                 self._begin()
+            interrupts = self._changing
+            self._changing = True
             self._timed |= timed
             if not self.tasks:
                 self._moved = time.monotonic()
             for task in tasks:
                 self.tasks[task.number] = task
             self.queue.extend(tasks)
-            self._feed()
-        if self._asleep:
+            if not interrupts:
+                self._feed()
+                self._changing = False
+        if interrupts or self._asleep:
             self.wake()
+        if self.lacks_workers and not interrupts and self.manager is not threading.current_thread():
+            self._await_workers()
+
+    def _await_workers(self) -> None:
+        """Wait until the manager has had a worker forked, or tried to."""
+        rounds = self._rounds
+        with self._staffed:
+            while self._rounds == rounds and self.lacks_workers:
+                self._staffed.wait(_LED)
 
     def _begin(self) -> None:
-        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        if self._wake < 0:
+            self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._epoll = select.epoll()
         self._epoll.register(self._wake, select.EPOLLIN)
         self.manager = threading.Thread(target=self._manage, name="ipcmap: executor", daemon=True)
@@ -155,14 +178,14 @@ class Dispatcher(Workforce):
         """Take answers for all until ``done()``, or until the deadline; or wait until another has.
 
         Raises:
-            BusyError: A signal handler has interrupted such a call.
+            BusyError: A signal handler has interrupted a call that takes answers or tasks.
             RuntimeError: This is a child of the process that made it.
         """
         while not done():
             self._check_owner()
+            self._check_calls()
             left = deadline.slice(_SLICE)
-            if self._lead.locked() or self._over:
-                self._check_leader()
+            if self._lead.locked() or self._over or not self._may_lead():
                 with condition:
                     if not done():
                         condition.wait(min(left, _LED))
@@ -170,25 +193,30 @@ class Dispatcher(Workforce):
                 with self._lead:
                     self._led += 1
                     if not (self._finished or self._over or done()):
-                        self._leader = threading.get_ident()
-                        try:
-                            self._pump(left)
-                        finally:
-                            self._leader = 0
+                        self._pump(left)
             self.settle()
             if not left:
                 return
 
-    def _check_leader(self) -> None:
-        if self._leader == threading.get_ident():
+    def _may_lead(self) -> bool:
+        """Return whether no answer is lost if a signal handler raises; else have it done."""
+        if self._in_one_step or threading.current_thread() is not threading.main_thread():
+            return True
+        if not self._hurried:
+            self.hurry()
+        return False
+
+    def _check_calls(self) -> None:
+        leads = self._leader == threading.get_ident() and self._lead.locked()
+        if leads or self.lock._is_owned():
             raise BusyError(
-                "a signal handler cannot wait for the answers of an executor whose answers it "
-                f"interrupted the wait for: pid={self.pid}; return from the handler first"
+                "a signal handler cannot wait for an executor amid whose own call it was called: "
+                f"pid={self.pid}; return from the handler first"
             )
 
     def collect(self) -> None:
         """Take what has come, without waiting; unless another does."""
-        if not self._lead.locked():
+        if not (self._lead.locked() or self.lock._is_owned()) and self._may_lead():
             with self._lead:
                 if not self._over and len(self._results):
                     self._led += 1
@@ -197,52 +225,66 @@ class Dispatcher(Workforce):
     def _pump(self, timeout: float) -> None:
         """Take what has come, waiting for the first; called with the lead."""
         get_many = self._results.get_many
+        self._leader = threading.get_ident()
         try:
             # In one step, where that is written in C: what was taken is never lost to
             # an exception from a signal handler.
-            self._taken.extend(itertools.chain.from_iterable(map(get_many, (None,), (timeout,))))
+            self._taken.extend(map(get_many, (None,), (timeout,)))
         except queue.Empty:
             pass
         finally:
-            with self.lock:
-                self._deal()
+            try:
+                self._use_answers()
+            finally:
+                self._leader = 0
+
+    def _use_answers(self) -> None:
+        """Deal with what was taken, and give the workers more."""
+        with self.lock:
+            broken_off = self._changing
+            self._changing = True
+            self._deal()
+            if broken_off:
+                return
+            now = time.monotonic_ns()
+            if now - self._looked > STUCK:
+                self._free_the_stuck(now)
+            if self.queue:
+                self._feed()
+            self._changing = False
 
     def _deal(self) -> None:
-        now = time.monotonic_ns()
         if self._taken:
-            self._moved = now / 1e9
-        taken, tasks, unpack, size = self._taken, self.tasks, TAIL.unpack, TAIL.size
+            self._moved = time.monotonic()
+        taken, tasks, unpack, tail = self._taken, self.tasks, TAIL.unpack_from, -TAIL.size
         seat: Seat | None = None
         calls: set[MapCall] | tuple[()] = ()
         while taken:
-            record = taken[0]
-            number, kind = unpack(record[-size:])
-            if not number:
-                self._notice(kind, record)
-            else:
+            for record in taken[0]:
+                number, kind = unpack(record, tail)
                 task = tasks.get(number)
-                if task is not None:
-                    seat, owner = task.seat, task.owner
-                    if type(owner) is MapCall:
-                        owner.answers[task.index] = record
-                        if owner.waiters:
-                            calls = {owner, *calls}
-                    else:
-                        self._finished[number] = owner, record  # type: ignore[assignment]
-                    if seat is not None:
-                        seat.held.pop(number, None)
-                        if not seat.held:
-                            self._rest(seat)
-                    tasks.pop(number, None)
+                if task is None:
+                    if not number:
+                        self._notice(kind, record)
+                    continue
+                seat, owner = task.seat, task.owner
+                if type(owner) is MapCall:
+                    owner.answers[task.index] = record
+                    if owner.waiters and owner not in calls:
+                        calls = {owner, *calls}
+                else:
+                    self._finished[number] = owner, record  # type: ignore[assignment]
+                if seat is not None:
+                    held = seat.held
+                    held.pop(number, None)
+                    if not held:
+                        self._rest(seat)
+                tasks.pop(number, None)
             taken.popleft()
         if seat is not None and self.seats.get(seat.index) is seat:
             self._measure(seat)
         for call in calls:
             call.notify()
-        if now - self._looked > STUCK:
-            self._free_the_stuck(now)
-        if self.queue:
-            self._feed()
 
     def settle(self) -> None:
         """Give the futures their answers; callbacks are called, so nothing may be held."""
@@ -253,8 +295,8 @@ class Dispatcher(Workforce):
                 finished.pop(number, None)
 
     def _notice(self, kind: int, record: bytes) -> None:
-        if kind == DIED:
-            self._noticed.append(_DEATH.unpack_from(record))
+        if kind in (DIED, CHECKED):
+            self._noticed.append((kind, *_WORKER.unpack_from(record)))
             self.wake()
         elif kind == UNPREPARED:
             error = load(record)
@@ -263,6 +305,9 @@ class Dispatcher(Workforce):
     # The manager
 
     def _manage(self) -> None:
+        with self.lock:
+            if self.manager is not threading.current_thread():
+                return  # its start was broken off, and another begun
         try:
             self._look_after_all()
         except BaseException as error:
@@ -275,9 +320,8 @@ class Dispatcher(Workforce):
 
     def _look_after_all(self) -> None:
         quiet, led, wait = 0, self._led, _LOOK
-        died: list[tuple[int, int]] = []
         while not (self.closing and not self.tasks and not self._finished):
-            self._asleep = quiet >= _QUIET and not self.tasks and not died
+            self._asleep = quiet >= _QUIET and not self.tasks and not self._notices
             if self._asleep and (self.tasks or self.closing):
                 self._asleep = False
             for descriptor, _ in self._epoll.poll(None if self._asleep else wait):
@@ -285,13 +329,15 @@ class Dispatcher(Workforce):
                     with contextlib.suppress(BlockingIOError):
                         os.eventfd_read(self._wake)
                 else:
-                    died += self._dead(descriptor)
+                    self._note_death(descriptor)
             self._asleep = False
-            died = [death for death in died if not self._tell(death)]
+            self._send_notices()
             if self._accused:
                 self._execute_the_condemned()
-            if self._noticed:
-                self._bury_the_noticed()
+            if self._noticed or self._changing or self.lacks_workers:
+                self._see_to_seats()
+            if self._given_up or self._clearing:
+                self._do_what_was_left()
             self._look_at_the_clock()
             self._say_if_stalled()
             self.settle()
@@ -308,7 +354,8 @@ class Dispatcher(Workforce):
                 if not self.tasks:
                     self._hurried = False
             else:
-                wait = _LOOK
+                # The longer others lead, the longer it lets them.
+                wait = _LOOK if self._led == led else min(_LED, max(_LOOK, 2 * wait))
             led = self._led
 
     def _say_if_stalled(self) -> None:
@@ -324,32 +371,50 @@ class Dispatcher(Workforce):
     def _watch(self, seat: Seat) -> None:
         self._epoll.register(seat.process.sentinel, select.EPOLLIN)
 
-    def _dead(self, descriptor: int) -> list[tuple[int, int]]:
-        """Return index and pid of the worker of a pidfd that is readable."""
-        with self.lock:
-            for seat in self.seats.values():
-                if seat.process.sentinel == descriptor:
-                    self._epoll.unregister(descriptor)
-                    return [(seat.index, seat.process.pid or 0)]
-        return []
+    def _note_death(self, descriptor: int) -> None:
+        """Note that the worker of a pidfd has ended."""
+        for seat in self.seats.values():
+            if seat.process.sentinel == descriptor:
+                self._epoll.unregister(descriptor)
+                self._note(seat, DIED)
+                return
 
-    def _tell(self, death: tuple[int, int]) -> bool:
-        """Put a notice behind the answers of a dead worker; return whether there was room."""
-        try:
-            self._results.put(_DEATH.pack(*death) + TAIL.pack(0, DIED), 0)
-        except queue.Full:
-            return False
-        return True
+    def _check_on(self, seat: Seat) -> None:
+        self._note(seat, CHECKED)
 
-    def _bury_the_noticed(self) -> None:
-        """Replace the workers whose last answers have been dealt with; twice is once."""
+    def _note(self, seat: Seat, kind: int) -> None:
+        self._notices.append(_WORKER.pack(seat.index, seat.process.pid or 0) + TAIL.pack(0, kind))
+
+    def _send_notices(self) -> None:
+        """Put notices behind the answers that are there, as far as there is room."""
+        while self._notices:
+            try:
+                self._results.put(self._notices[0], 0)
+            except queue.Full:
+                return
+            self._notices.popleft()
+
+    def _see_to_seats(self) -> None:
+        """Mend what was broken off; bury the dead whose answers have been dealt with; hire."""
         with self.lock:
+            if self._changing:
+                self._deal()
+                self._mend()
+            self._changing = True
+            noticed = bool(self._noticed)
             while self._noticed:
-                index, pid = self._noticed.popleft()
+                kind, index, pid = self._noticed.popleft()
                 seat = self.seats.get(index)
-                if seat is not None and seat.process.pid == pid:
-                    self._bury(seat)
+                if seat is not None and seat.process.pid == pid:  # twice is once
+                    self._bury(seat) if kind == DIED else self._resume(seat)
             self._feed()
+            while self._hire():
+                self._feed()
+            self._changing = False
+        self._rounds += 1
+        with self._staffed:
+            self._staffed.notify_all()
+        if noticed:
             self._nudge()
 
     # The end
@@ -358,26 +423,26 @@ class Dispatcher(Workforce):
         """Take no more tasks; end when all are done.
 
         Raises:
-            BusyError: To wait, in a signal handler that has interrupted a wait for answers.
+            BusyError: To wait, in a signal handler that has interrupted a call of it.
         """
         if not self.is_ours:
             return
         with self.lock:
             self.closing = True
             manager = self.manager
-        if manager is None:
+        if manager is None or manager.ident is None:
             self._finish()
             return
         self.wake()
         if wait and manager is not threading.current_thread():
-            self._check_leader()
+            self._check_calls()
             manager.join()
 
     def let_go(self) -> None:
         """Be shut down, since nobody can give it a task any more; called by a finalizer."""
         if self.is_ours:
             self.closing = True
-            if self.manager is None:
+            if self.manager is None or self.manager.ident is None:
                 self._finish()
             else:
                 self.wake()

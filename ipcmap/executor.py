@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import pickle
 import types
 import weakref
 from collections.abc import Callable, Iterable, Iterator
@@ -17,7 +16,7 @@ from ipcmap._deadline import Deadline
 from ipcmap.arena import Arena, default_arena
 from ipcmap.dispatch import Dispatcher
 from ipcmap.executor_statistics import ExecutorStatistics
-from ipcmap.messages import KEYWORDS, RETURNED, TAIL, dump, dump_function, joined
+from ipcmap.messages import KEYWORDS, RETURNED, TAIL, dump_function, joined
 from ipcmap.progress import progress_bar
 from ipcmap.ring import Ring
 from ipcmap.tasks import Function, MapCall, Task, TaskFuture, outcome
@@ -123,9 +122,10 @@ class ProcessPoolExecutor(Executor):
         try:
             future.function = function = self._function(fn)
             if kwargs:
-                record = joined(dump((args, kwargs)), TAIL.pack(number, function.number | KEYWORDS))
+                tail = TAIL.pack(number, function.number | KEYWORDS)
+                record = joined(dispatcher.dump((args, kwargs)), tail)
             else:
-                record = joined(dump(args), TAIL.pack(number, function.number))
+                record = joined(dispatcher.dump(args), TAIL.pack(number, function.number))
         except Exception as error:
             dispatcher.check()
             future.set_exception(error)
@@ -212,22 +212,17 @@ class ProcessPoolExecutor(Executor):
     def _tasks(self, call: MapCall, items: Iterator[tuple[Any, ...]]) -> Iterator[Task | None]:
         """Yield a task for each item; ``None`` for one that has its answer: it cannot be pickled."""
         numbers, pack, function = self._dispatcher.numbers, TAIL.pack, call.function.number
-        buffers: list[pickle.PickleBuffer] = []
-        dumps, note = pickle.dumps, buffers.append
+        dump = self._dispatcher.dump
         for index, args in enumerate(items):
             number = next(numbers)
             try:
-                record = dumps(args, 5, buffer_callback=note) + pack(number, function)
-            except Exception:
-                record = b""
-            if buffers or not record:
-                buffers.clear()
-                try:
-                    record = joined(dump(args), pack(number, function))
-                except Exception as error:
-                    call.answers[index] = error
-                    yield None
-                    continue
+                body = dump(args)
+            except Exception as error:
+                call.answers[index] = error
+                yield None
+                continue
+            tail = pack(number, function)
+            record = body + tail if type(body) is bytes else joined(body, tail)
             yield Task(number, record, call, index)
 
     def _add(self, tasks: list[Task | None]) -> None:
@@ -237,7 +232,7 @@ class ProcessPoolExecutor(Executor):
     def _results(
         self, call: MapCall, tasks: Iterator[Task | None], count: int, deadline: Deadline
     ) -> Iterator[Any]:
-        answers, loads, index = call.answers, pickle.loads, 0
+        answers, load, index = call.answers, self._dispatcher.load, 0
         try:
             while index < count:
                 answer = answers.pop(index, None) or call.wait(index, deadline)
@@ -246,8 +241,8 @@ class ProcessPoolExecutor(Executor):
                     count += 1
                     break
                 index += 1
-                if type(answer) is bytes and answer[0] == _PICKLE and answer[-8:] == _RETURNED:
-                    yield loads(answer)
+                if type(answer) is bytes and answer.endswith(_RETURNED):
+                    yield load(answer)
                 else:
                     yield _value(answer)
         finally:
@@ -372,7 +367,6 @@ class _Keeper:
     """Ends with the last handle of an executor."""
 
 
-_PICKLE = 0x80  # how every pickle begins
 _RETURNED = TAIL.pack(0, RETURNED)[-8:]
 
 

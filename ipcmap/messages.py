@@ -8,20 +8,25 @@
 The numbers stand behind the pickle, which pickle does not mind: so a record is loaded
 without a copy. They are read first: a worker which dies of the pickle is known to
 have died of that task. To load a pickle is to run what it says.
+
+In place of the pickle of plain objects stands their short form (codec.py), where the engine
+writes it in C. It minds what stands behind it, and is short: that is a copy.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib
 import pickle
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures.process import _ExceptionWithTraceback, _RemoteTraceback
 from typing import Any, Final
 
 from ipcmap.codec import PickleCodec
 
 __all__ = [
+    "CHECKED",
     "DIED",
     "KEYWORDS",
     "NUDGE",
@@ -33,6 +38,7 @@ __all__ = [
     "cause_from",
     "dump",
     "dump_function",
+    "forms_of",
     "joined",
     "load",
     "numbers_of",
@@ -44,8 +50,9 @@ TAIL: Final = struct.Struct("<QQ")
 KEYWORDS: Final = 1 << 63  # beside the number of a function: its arguments are (args, kwargs)
 RETURNED, RAISED, UNLOADABLE = 0, 1, 2  # answers: the pickle of a result, of an exception, why not
 UNPREPARED, DIED, NUDGE = 3, 4, 5  # notices: the initializer failed; a worker died; look again
+CHECKED = 6  # notice: the answers that a worker had given by then have been taken
 _CODEC = PickleCodec()
-_PICKLE = 0x80  # how every pickle begins
+_TAILED = b"\x80o"  # how records begin that may have something behind them
 
 
 def dump(obj: Any) -> bytes | Sequence[bytes | memoryview]:
@@ -82,7 +89,21 @@ def _dump_by_value(obj: Any, error: Exception) -> bytes:
 
 def load(record: bytes) -> Any:
     """Return the object of a record."""
-    return pickle.loads(record) if record[0] == _PICKLE else _CODEC.loads(record)
+    if record[0] == _TAILED[0]:
+        return pickle.loads(record)
+    return _CODEC.loads(record if record[0] in _TAILED else record[: -TAIL.size])
+
+
+def forms_of(ring: Any) -> tuple[Callable[[Any], Any], Callable[[bytes], Any]]:
+    """Return the ``dump`` and ``load`` for records of a ring: in C where it has them."""
+    if not hasattr(ring, "_dump"):
+        return dump, load
+    read, tail = ring._load, -TAIL.size
+
+    def load_short(record: bytes) -> Any:
+        return load(record) if record[0] in _TAILED else read(_CODEC.loads, record[:tail])
+
+    return functools.partial(ring._dump, dump), load_short
 
 
 def numbers_of(record: bytes) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import time
 from typing import Any, Literal
@@ -47,6 +48,8 @@ class Seat:
         self.ring = Ring(_TASKS, arena=arena)
         self.held: dict[int, Task] = {}  # given to it and not answered, in this order
         self.condemned = False
+        self.halfway = False  # a call that changes what it has is under way, or was broken off
+        self.suspect = False  # such a call was broken off: what it has must be found out
         self.process: ZygoteProcess
         self._hired = time.monotonic_ns()
         self._known: dict[int, None] = {}  # functions that it has; as the worker counts them
@@ -97,7 +100,14 @@ class Seat:
 
     def condemn(self, task: Task) -> bool:
         """Say that its worker is to die of this task; return whether that is what it does."""
-        number = task.number
+        return self._condemn(task.number)
+
+    def condemn_at_rest(self) -> bool:
+        """Say that its worker is to die, having nothing in hand; return whether that is so."""
+        last = self._cell[TASK]
+        return last not in self.held and self._condemn(last)
+
+    def _condemn(self, number: int) -> bool:
         if not self._cells.condemn_or_begin(self._at + TASK, number, number | CONDEMNED):
             return False
         self.execute()
@@ -121,14 +131,17 @@ class Seat:
     def give(self, tasks: list[Task]) -> tuple[list[Task], Exception] | None:
         """Give it tasks; return those that it has no room for, if any, and why."""
         records: list[bytes] = []
-        known, held = self._known, self.held
+        known, held, last = self._known, self.held, None
+        self.halfway = True
         for task in tasks:
             function = task.owner.function
-            if function.number not in known:
-                records.append(function.record)
-                known[function.number] = None
-                if len(known) > KNOWN_FUNCTIONS:
-                    del known[next(iter(known))]
+            if function is not last:
+                last = function
+                if function.number not in known:
+                    records.append(function.record)
+                    known[function.number] = None
+                    if len(known) > KNOWN_FUNCTIONS:
+                        del known[next(iter(known))]
             records.append(task.record)
             held[task.number] = task
             task.seat = self
@@ -138,15 +151,47 @@ class Seat:
             else:
                 self.ring.put_many(records, 0)
         except (queue.Full, IpcmapError) as error:
-            return self._taken_back(records[getattr(error, "put", 0) :]), error
+            back = self._taken_back(records[getattr(error, "put", 0) :]), error
+            self.halfway = False
+            return back
+        self.halfway = False
         return None
 
     def withdraw(self) -> list[Task]:
         """Take back what its worker has not taken yet."""
-        try:
-            return self._taken_back(self.ring.get_many(timeout=0))
-        except queue.Empty:
-            return []
+        back: list[Task] = []
+        self.halfway = True
+        with contextlib.suppress(queue.Empty):
+            back = self._taken_back(self.ring.get_many(timeout=0))
+        self.halfway = False
+        return back
+
+    def suspend(self) -> list[Task]:
+        """Give it nothing until :meth:`resume`, and take back what can be."""
+        self.suspect = True
+        back = self.withdraw()
+        self._known.clear()  # what it has beyond that, it forgets first
+        return back
+
+    def resume(self) -> list[Task] | None:
+        """Go on after :meth:`suspend`; return what its worker has not, which was lost on the way.
+
+        Every answer that was there at the suspension must have been taken. If the task in
+        hand is not answered then, its worker has taken nothing after it: the ring was
+        empty. If there is none, it may have taken one that it will begin: it dies first.
+
+        Returns:
+            Those tasks, or ``None`` = it has begun a task just now: ask again.
+        """
+        task = self.in_hand()
+        if task is None and self.held:
+            return [] if self.condemn_at_rest() else None
+        lost = [one for one in self.held.values() if one is not task]
+        for one in lost:
+            del self.held[one.number]
+            one.seat = None
+        self.suspect = False
+        return lost
 
     def _taken_back(self, records: list[bytes]) -> list[Task]:
         back: list[Task] = []

@@ -25,6 +25,8 @@ _OVER = (states.FINISHED, states.CANCELLED, states.CANCELLED_AND_NOTIFIED)
 class Dispatcher(Protocol):
     """What a future asks of its executor."""
 
+    load: Callable[[bytes], Any]
+
     def pull(
         self, done: Callable[[], bool], condition: threading.Condition, deadline: Deadline
     ) -> None:
@@ -165,7 +167,7 @@ class TaskFuture(Future[T]):
         if isinstance(answer, CancelledError):
             self.be_cancelled()
             return
-        value, error = outcome(answer)
+        value, error = outcome(answer, self._dispatcher.load)
         with contextlib.suppress(InvalidStateError):
             if error is None:
                 self.set_result(value)
@@ -210,7 +212,9 @@ class MapCall:
             self.condition.notify_all()
 
 
-def outcome(answer: bytes | BaseException) -> tuple[Any, BaseException | None]:
+def outcome(
+    answer: bytes | BaseException, load: Callable[[bytes], Any] = load
+) -> tuple[Any, BaseException | None]:
     """Return what an answer says: a result, or an exception."""
     if isinstance(answer, BaseException):
         return None, answer

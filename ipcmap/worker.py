@@ -34,7 +34,6 @@ import functools
 import importlib
 import logging
 import os
-import pickle
 import signal
 import sys
 import time
@@ -53,7 +52,7 @@ from ipcmap.messages import (
     TAIL,
     UNLOADABLE,
     UNPREPARED,
-    dump,
+    forms_of,
     load,
     pickled_error,
     put,
@@ -177,15 +176,20 @@ class _Worker:
         return True
 
     def _serve(self) -> None:
-        get, put_answer, unpack, pack = self.tasks.get, self.results.put, TAIL.unpack, TAIL.pack
+        get, put_answer, unpack, pack = (
+            self.tasks.get,
+            self.results.put,
+            TAIL.unpack_from,
+            TAIL.pack,
+        )
         swap, cell, at, clock = self.swap, self.cell, self.at + TASK, time.monotonic_ns
-        functions, dumps, size = self.functions, pickle.dumps, TAIL.size
+        functions, tail = self.functions, -TAIL.size
+        dump, load = forms_of(self.results)
         max_tasks, max_rss = self.blueprint.max_tasks, self.blueprint.max_rss
-        buffers: list[pickle.PickleBuffer] = []
-        note, last, done, busy = buffers.append, 0, 0, 0
+        last = done = busy = 0
         while True:
             record = get()
-            number, function = unpack(record[-size:])
+            number, function = unpack(record, tail)
             if not number:
                 self._learn(function, record)
                 continue
@@ -199,20 +203,15 @@ class _Worker:
                 do, args = functions[function], load(record)
                 kind = RAISED
                 result = do(*args)
-                try:
-                    pickled = dumps(result, 5, buffer_callback=note)
-                except Exception:
-                    pickled = b""
-                if buffers or not pickled:
-                    buffers.clear()
-                    put(self.results, dump(result), pack(number, RETURNED))
+                body = dump(result)
+                if type(body) is bytes:
+                    put_answer(body + pack(number, RETURNED))  # T2 answer
                 else:
-                    put_answer(pickled + pack(number, RETURNED))  # T2 answer
+                    put(self.results, body, pack(number, RETURNED))  # T2 answer
             except BaseException as error:
-                buffers.clear()
                 self._tell(error, number, kind, function)
             # What a task was about must not stay while there is no other.
-            do = args = result = pickled = record = None  # type: ignore[assignment]
+            do = args = result = body = record = None  # type: ignore[assignment]
             done += 1
             busy += clock() - begun
             cell[DONE], cell[BUSY] = done, busy

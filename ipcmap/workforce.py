@@ -5,7 +5,16 @@ are long, by many where they are short. What lies there and was not taken can be
 back, for another worker, or for good. A worker says in its cell which task it has in hand
 (worker.py), so that the death of a worker is the loss of that task alone.
 
-All of it is guarded by one lock, under which no code of a caller runs.
+All of it is guarded by one lock, under which no code of a caller runs but that of signal
+handlers and finalizers, in the thread that holds it.
+
+So whoever changes it says so first (``_changing``) and takes that back at the end. Who finds it
+said has interrupted such a change, or comes after one that was broken off by a handler's
+exception: that one leaves the rest to the manager, whose thread no handler runs in. It finds a
+home again for every task that has none, and finds out what each worker has whose ring was
+being changed: a task that is not done is never in no list for long.
+
+Hiring and burying cannot be done again: the manager alone does them.
 """
 
 from __future__ import annotations
@@ -37,7 +46,7 @@ _log = logging.getLogger("ipcmap")
 _MOST_AHEAD = 512  # tasks that a worker holds
 _AHEAD = 500_000  # nanoseconds of work that it holds
 STUCK = 5_000_000  # nanoseconds: nothing waits behind a task that takes longer
-_STILLBORN = 3  # workers in a row that died before they were ready
+_STILLBORN = 3  # workers in a row, at least, that died before they were ready
 _PATIENCE = 0.01  # seconds for a task that was taken to be begun
 
 
@@ -58,7 +67,10 @@ class Workforce:
         self.seats: dict[int, Seat] = {}
         self.queue: deque[Task] = deque()
         self.tasks: dict[int, Task] = {}  # all that are not done
-        self.lock = threading.RLock()
+        self.lock: Any = threading.RLock()
+        self._changing = False  # seats and queue; stays so if that is broken off
+        self._given_up: deque[MapCall] = deque()  # by finalizers amid such a change
+        self._clearing = False  # drop_waiting() came amid such a change
         self._blueprint, self._arena = blueprint, arena
         self._results, self._cells = blueprint.results, blueprint.cells()
         self._idle: dict[int, Seat] = {}
@@ -83,27 +95,46 @@ class Workforce:
         """Say what there is to do, and what each worker does."""
         with self.lock:
             workers = tuple(self.seats[index].statistics() for index in sorted(self.seats))
-            queued = sum(task.number in self.tasks for task in self.queue)
+            queued = sum(task.number in self.tasks for task in list(self.queue))
             return ExecutorStatistics(len(self.tasks), queued, workers)
 
     def _watch(self, seat: Seat) -> None:
         """Look after a worker from now on: a part of the subclass."""
         raise NotImplementedError
 
+    def _check_on(self, seat: Seat) -> None:
+        """Have :meth:`_resume` called when the answers that are there by now have been taken."""
+        raise NotImplementedError
+
+    def wake(self) -> None:
+        """Have the manager look: a part of the subclass."""
+        raise NotImplementedError
+
     # Tasks go to workers
 
     def _feed(self) -> None:
         waiting, idle, tasks = self.queue, self._idle, self.tasks
-        while waiting:
-            if not idle and not self._hire():
-                break
+        while waiting and idle:
             task = waiting.popleft()
             if task.number in tasks:  # and not cancelled
                 _, seat = idle.popitem()
                 if not self._give(seat, [task]):
                     return
-        if waiting and self._ahead > 1:
-            self._stock_up()
+        if waiting:
+            if self._ahead > 1:
+                self._stock_up()
+            if self.lacks_workers:
+                self.wake()
+
+    @property
+    def lacks_workers(self) -> bool:
+        """Whether a task waits for a worker that is to be forked."""
+        return bool(
+            self.queue
+            and not self._idle
+            and len(self.seats) < self.max_workers
+            and self.broken is None
+        )
 
     def _stock_up(self) -> None:
         """Put short tasks before workers that will soon have none."""
@@ -112,14 +143,16 @@ class Workforce:
             seat
             for seat in self.seats.values()
             if 2 * len(seat.held) <= ahead
-            and not (seat.condemned or seat.is_stuck(now, STUCK) or seat.has_long_tasks())
+            and not (seat.condemned or seat.suspect)
+            and not (seat.is_stuck(now, STUCK) or seat.has_long_tasks())
         ]
         if not seats:
             return
         room = ahead - max(len(seat.held) for seat in seats)
         share = min(room, -(-len(self.queue) // len(seats)))
-        tasks = [self.queue.popleft() for _ in range(min(share * len(seats), len(self.queue)))]
-        tasks = [task for task in tasks if task.number in self.tasks]
+        take, known = self.queue.popleft, self.tasks
+        count = min(share * len(seats), len(self.queue))
+        tasks = [task for _ in range(count) if (task := take()).number in known]
         for number, seat in enumerate(seats):
             self._give(seat, tasks[number :: len(seats)])
 
@@ -146,12 +179,51 @@ class Workforce:
 
     def _rest(self, seat: Seat) -> None:
         """Note that a worker has nothing to do, if that is so."""
-        if not (seat.held or seat.condemned) and self.seats.get(seat.index) is seat:
+        busy = seat.held or seat.condemned or seat.suspect
+        if not busy and self.seats.get(seat.index) is seat:
             self._idle[seat.index] = seat
 
+    # A change was broken off
+
+    def _mend(self) -> None:
+        """Find a home for every task, and out what each worker has; the manager's alone."""
+        for seat in self.seats.values():
+            if seat.halfway:
+                self.queue.extendleft(reversed(seat.suspend()))
+                self._check_on(seat)
+        homes = {task.number for task in self.queue}.union(
+            *(seat.held for seat in self.seats.values())
+        )
+        homeless = [task for number, task in self.tasks.items() if number not in homes]
+        for task in homeless:
+            task.seat = None
+        self.queue.extendleft(reversed(homeless))
+        self._idle.clear()
+        for seat in self.seats.values():
+            self._rest(seat)
+
+    def _do_what_was_left(self) -> None:
+        """Do what others found no time for; the manager's alone."""
+        for _ in range(len(self._given_up)):
+            self.drop_call(self._given_up.popleft())
+        if self._clearing:
+            self._clearing = False
+            self.drop_waiting()
+
+    def _resume(self, seat: Seat) -> None:
+        """Go on with a worker whose ring was being changed."""
+        lost = seat.resume()
+        if lost is None:
+            self._check_on(seat)
+        else:
+            self.queue.extendleft(reversed(lost))
+            self._rest(seat)
+
+    # Workers come
+
     def _hire(self) -> bool:
-        """Have another worker forked; return whether there is one more."""
-        if len(self.seats) >= self.max_workers or self.broken is not None:
+        """Have another worker forked, if one is wanting; return whether there is one more."""
+        if not self.lacks_workers:
             return False
         index = next(number for number in itertools.count() if number not in self.seats)
         seat = Seat(index, self._cells, self._arena)
@@ -224,21 +296,32 @@ class Workforce:
             with self.lock:
                 if task.number not in self.tasks:
                     return False
-                seat = task.seat
-                if seat is not None:
-                    self.queue.extendleft(reversed(self._withdraw(seat)))
-                seat = task.seat
-                if seat is not None:
-                    self._accused.append(seat)
-                if seat is None or seat.condemn(task):
-                    self._end(task, CancelledError())
-                    self._feed()
-                    self._nudge()
-                    return True
+                if not self._changing:
+                    self._changing = True
+                    dropped = self._drop(task)
+                    self._changing = False
+                    if dropped:
+                        self._nudge()
+                        return True
+                else:
+                    self.wake()
             # It was taken and not begun; or it is answered, and the answer not taken.
             if time.monotonic() > until:
                 return False
             os.sched_yield()
+
+    def _drop(self, task: Task) -> bool:
+        seat = task.seat
+        if seat is not None:
+            self.queue.extendleft(reversed(self._withdraw(seat)))
+        seat = task.seat
+        if seat is not None:
+            self._accused.append(seat)
+        dropped = seat is None or seat.condemn(task)
+        if dropped:
+            self._end(task, CancelledError())
+        self._feed()
+        return dropped
 
     def _execute_the_condemned(self) -> None:
         """Kill whom a signal handler's exception kept :meth:`drop` from killing."""
@@ -253,27 +336,39 @@ class Workforce:
         if not self.is_ours:
             return
         with self.lock:
+            if self._changing:
+                self._clearing = True
+                self.wake()
+                return
+            self._changing = True
             for seat in self.seats.values():
                 self.queue.extend(self._withdraw(seat))
-            for task in self.queue:
+            for task in list(self.queue):
                 self._end(task, CancelledError())
             self.queue.clear()
+            self._changing = False
 
     def drop_call(self, call: MapCall) -> None:
         """Give up the items of a call that no worker has begun: nobody asks for them any more."""
         if not self.is_ours:
             return
         with self.lock:
-            mine = [number for number, task in self.tasks.items() if task.owner is call]
+            if self._changing:
+                self._given_up.append(call)
+                self.wake()
+                return
+            mine = [task for task in list(self.tasks.values()) if task.owner is call]
             if not mine:
                 return
+            self._changing = True
             for seat in self.seats.values():
                 if any(task.owner is call for task in seat.held.values()):
                     self.queue.extendleft(reversed(self._withdraw(seat)))
-            for number in mine:
-                if self.tasks[number].seat is None:
-                    del self.tasks[number]
+            for task in mine:
+                if task.seat is None:
+                    self.tasks.pop(task.number, None)
             self._feed()
+            self._changing = False
 
     def _nudge(self) -> None:
         """Have whoever leads look again; where the ring is damaged, nobody leads for long."""
@@ -284,7 +379,8 @@ class Workforce:
 
     def _bury(self, seat: Seat) -> None:
         """Replace a dead worker; what it had in hand is lost, or done again."""
-        ready = seat.ready
+        # Of those who are killed while they start, nothing follows if others come that far.
+        ready = any(one.ready for one in self.seats.values())
         record, lost, rest = seat.clear()
         self.seats.pop(seat.index, None)
         self._idle.pop(seat.index, None)
@@ -295,10 +391,13 @@ class Workforce:
             self.queue.extendleft(reversed(rest))
         if lost is not None:
             self._lose(lost, record)
-        self._stillborn = 0 if ready else self._stillborn + 1
-        if self._stillborn >= _STILLBORN and not self.closing:
+        if ready:
+            self._stillborn = 0
+        elif not seat.condemned:
+            self._stillborn += 1
+        if self._stillborn >= max(_STILLBORN, self.max_workers) and not self.closing:
             self._break(
-                f"workers die before they are ready: {_STILLBORN} in a row, the last: {record}; "
+                f"workers die before they are ready: {self._stillborn} in a row, the last: {record}; "
                 "see what the initializer does",
                 None,
             )

@@ -28,6 +28,11 @@ def same(obj: Any) -> Any:
     return obj
 
 
+def are_one(one: object, other: object) -> bool:
+    """Return whether both are the same object."""
+    return one is other
+
+
 def add(one: int, other: int) -> int:
     """Add two numbers."""
     return one + other

@@ -13,9 +13,11 @@ from concurrent.futures import Future
 from typing import Any
 
 from ipcmap import Arena, ProcessPoolExecutor, Ring, WorkerDied
+from ipcmap.worker import resident_bytes
 
 EVERY = 0.02  # seconds between two deaths
 TASKS_A_DEATH = 25  # at least
+GROWTH = 64 << 20  # bytes
 AHEAD = 100  # tasks that are submitted before the results of the first are asked for
 
 
@@ -30,7 +32,7 @@ def _die(order: bytes) -> None:
     if order == b"exit":
         os._exit(9)
     if order == b"grow":
-        _grown.append(b"x" * (64 << 20))
+        _grown.append(b"x" * GROWTH)
     else:
         signal.signal(signal.SIGSEGV, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGSEGV)
@@ -83,7 +85,8 @@ class Storm:
     def _kill(self) -> None:
         while not self.over.wait(EVERY):
             # However slow the machine is: a task may be unlucky once or twice.
-            if len(self.futures) < TASKS_A_DEATH * self.deaths:
+            # Of deaths that pile up, one that is done again would have the next as well.
+            if len(self.futures) < TASKS_A_DEATH * self.deaths or len(self.orders):
                 continue
             self.deaths += 1
             how = self.chance.choice(["kill", "exit", "grow", "segv"])
@@ -100,7 +103,9 @@ def weather(arena: Arena, chance: random.Random, tasks: int, **options: Any) -> 
     orders = Ring(arena=arena)
     arena.sweep()
     blocks = arena.statistics().blocks
-    with ProcessPoolExecutor(8, max_rss=96 << 20, arena=arena, **options) as executor:
+    # Workers begin with what this process has: one that has not grown must not be replaced.
+    most = resident_bytes() + GROWTH // 2
+    with ProcessPoolExecutor(8, max_rss=most, arena=arena, **options) as executor:
         storm = Storm(executor, orders, chance)
         storm.run(tasks)
     arena.sweep()

@@ -13,6 +13,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures.process import BrokenProcessPool
+from typing import Any
 
 import pytest
 
@@ -139,6 +140,31 @@ def test_large_tasks_and_results_arrive(executor: ProcessPoolExecutor) -> None:
     items = [bytes([number]) * (3 << 20) for number in range(20)]
 
     assert list(executor.map(work.same, items)) == items
+
+
+@pytest.mark.parametrize(
+    "obj",
+    [
+        None, True, 7, -(1 << 70), 2.5, "text", "\ud800", b"", b"\x80", b"o", (1, [2, {"k": (3,)}]),
+        [0] * 100, {1, 2}, "x" * 70_000, bytearray(b"abc"), [[[]]] * 3, {"k": [None, b"\x80\x05"]},
+    ],
+    ids=lambda obj: repr(obj)[:20],
+)  # fmt: skip
+def test_objects_of_every_form_go_and_come_back(executor: ProcessPoolExecutor, obj: Any) -> None:
+    """Plain or not, long or short, alone, by keyword and in a map."""
+    assert executor.submit(work.same, obj).result() == obj
+    assert executor.submit(work.same, obj=obj).result() == obj
+    assert list(executor.map(work.same, [obj, 1, obj])) == [obj, 1, obj]
+    assert list(executor.map(work.same, [obj] * 3, chunksize=2)) == [obj] * 3
+
+
+def test_what_is_twice_in_an_object_is_one_object_there(executor: ProcessPoolExecutor) -> None:
+    """In arguments and in results."""
+    one = [1]
+    first, second = executor.submit(work.same, (one, one)).result()
+
+    assert first is second
+    assert executor.submit(work.are_one, one, one).result()
 
 
 def test_an_initializer_is_called_first(engine: str, arena: Arena) -> None:
