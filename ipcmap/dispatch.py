@@ -65,10 +65,13 @@ class Dispatcher(Workforce):
         blueprint: What every worker has.
         arena: Where the rings are.
         max_workers: The most at a time.
+        early: As of a workforce.
     """
 
-    def __init__(self, blueprint: Blueprint, arena: Arena, max_workers: int) -> None:
-        super().__init__(blueprint, arena, max_workers)
+    def __init__(
+        self, blueprint: Blueprint, arena: Arena, max_workers: int, *, early: bool = False
+    ) -> None:
+        super().__init__(blueprint, arena, max_workers, early=early)
         self.numbers = itertools.count(1)  # of tasks
         self._functions = itertools.count(1)
         self.manager: threading.Thread | None = None
