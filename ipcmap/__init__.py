@@ -49,6 +49,7 @@ from ipcmap.executor import ProcessPoolExecutor
 from ipcmap.executor_statistics import ExecutorStatistics, ExecutorWorker
 from ipcmap.family import ExitRecord
 from ipcmap.forked_map import fork_map
+from ipcmap.integrations.cluster import ClusterExecutor, cluster_executor
 from ipcmap.listener import Listener
 from ipcmap.loans import Attachment, Claim, Lease
 from ipcmap.mapping import PAGE_SIZE, Mapping
@@ -94,6 +95,7 @@ __all__ = [
     "Claim",
     "ClassStatistics",
     "ClosedError",
+    "ClusterExecutor",
     "Condition",
     "Connection",
     "CorruptError",
@@ -138,6 +140,7 @@ __all__ = [
     "__version__",
     "active_children",
     "backend",
+    "cluster_executor",
     "cpu_count",
     "current_process",
     "default_arena",

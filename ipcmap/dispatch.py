@@ -68,10 +68,13 @@ class Dispatcher(Workforce):
         blueprint: What every worker has.
         arena: Where the rings are.
         max_workers: The most at a time.
+        early: As of a workforce.
     """
 
-    def __init__(self, blueprint: Blueprint, arena: Arena, max_workers: int) -> None:
-        super().__init__(blueprint, arena, max_workers)
+    def __init__(
+        self, blueprint: Blueprint, arena: Arena, max_workers: int, *, early: bool = False
+    ) -> None:
+        super().__init__(blueprint, arena, max_workers, early=early)
         self.numbers = itertools.count(1)  # of tasks
         self.dump, self.load = forms_of(self._results)
         self._functions = itertools.count(1)

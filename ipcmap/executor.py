@@ -63,6 +63,8 @@ class ProcessPoolExecutor(Executor):
         ([1, 2, 3], 1024)
     """
 
+    _early = False  # whether workers see the program as prefork() saw it, if it was called
+
     def __init__(
         self,
         max_workers: int | None = None,
@@ -102,7 +104,7 @@ class ProcessPoolExecutor(Executor):
             max(1, _default_workers() // workers),
         )
         blueprint.initialise()
-        self._dispatcher = Dispatcher(blueprint, arena, workers)
+        self._dispatcher = Dispatcher(blueprint, arena, workers, early=self._early)
         self._keeper = _Keeper()  # of all that with_options made
         weakref.finalize(self._keeper, self._dispatcher.let_go).atexit = False
 

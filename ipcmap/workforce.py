@@ -57,9 +57,12 @@ class Workforce:
         blueprint: What every worker has.
         arena: Where the rings are.
         max_workers: The most at a time.
+        early: Whether the zygote is that of ``prefork()``, if there is one.
     """
 
-    def __init__(self, blueprint: Blueprint, arena: Arena, max_workers: int) -> None:
+    def __init__(
+        self, blueprint: Blueprint, arena: Arena, max_workers: int, *, early: bool = False
+    ) -> None:
         self.pid = os.getpid()
         self.max_workers = max_workers
         self.broken: str | None = None
@@ -84,7 +87,7 @@ class Workforce:
         self._stillborn = 0
         self._timed = False  # some tasks have a timeout
         self._killed = False  # by terminate_workers or kill_workers
-        self._zygote: Zygote | None = zygote_for(blueprint.work)
+        self._zygote: Zygote | None = zygote_for(blueprint.work, early=early)
 
     @property
     def is_ours(self) -> bool:

@@ -305,12 +305,17 @@ def prefork() -> None:
         _early.append(Zygote())
 
 
-def zygote_for(target: Callable[..., object]) -> Zygote:
-    """Return a zygote for workers that call ``target``: a fresh one, or that of ``prefork()``."""
-    if _other_threads():
+def zygote_for(target: Callable[..., object], *, early: bool = False) -> Zygote:
+    """Return a zygote for workers that call ``target``: a fresh one, or that of ``prefork()``.
+
+    ``early`` = the latter even where there is one thread.
+    """
+    threads = _other_threads()
+    if threads or early:
         for zygote in _early:
             if zygote.usable:
                 return zygote
+    if threads:
         _warn_of_threads()
     return Zygote(target)
 

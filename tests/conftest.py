@@ -33,6 +33,13 @@ pytest_plugins = [
 ENGINES = [*reversed(ipcmap._core.engines)]
 
 collect_ignore_glob = [] if "native" in ENGINES else ["test_native_*.py"]
+for library, test in (
+    ("joblib", "joblib"),
+    ("sklearn", "scikit_learn"),
+    ("distributed", "dask"),
+):
+    if importlib.util.find_spec(library) is None:
+        collect_ignore_glob.append(f"integrations/test_{test}.py")
 # CPython's own tests are a package of their own, and not everywhere with all that is in it.
 if importlib.util.find_spec("test") is None:
     collect_ignore_glob.append("conformance/*")

@@ -2,59 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
-import re
-import shutil
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
+
+from library_programs import NO_CHANGE, program_of, run, said
 
 pytestmark = pytest.mark.integrations
 
-PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "use-with-other-libraries.md"
+PAGE = "use-with-other-libraries.md"
 SHRUNK = "mount -t tmpfs -o size=1m tmpfs /dev/shm"
-NO_CHANGE = "true"
-
-
-def program_of(library: str) -> str:
-    """Return the program that the page shows for a library."""
-    if importlib.util.find_spec(library) is None:
-        pytest.skip(f"{library} is not installed")
-    programs = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
-    (program,) = [program for program in programs if f"import {library}\n" in program]
-    return str(program)
-
-
-def run(program: str, engine: str, change: str = NO_CHANGE) -> subprocess.CompletedProcess[str]:
-    """Run a program on an engine, after a change to the file systems that it alone sees."""
-    command = [sys.executable, "-W", "error::ResourceWarning", "-c", program]
-    if change != NO_CHANGE:
-        unshare = shutil.which("unshare")
-        if not unshare:
-            pytest.skip("unshare (util-linux) is not installed")
-        command = [
-            unshare, "--mount", "sh", "-c", f'{change} || exit 77; exec "$@"', "sh", *command
-        ]  # fmt: skip
-    environment = {**os.environ, "IPCMAP_BACKEND": engine}
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if result.returncode in (1, 77) and "Operation not permitted" in result.stderr:
-        pytest.skip("a mount namespace is not permitted here: CAP_SYS_ADMIN")
-    return result
-
-
-def said(program: str) -> str:
-    """Return what the page says that the program prints."""
-    *_, comment = re.findall(r"^print\(.*\)  # (.*)$", program, re.MULTILINE)
-    return f"{comment}\n"
 
 
 @pytest.mark.parametrize("change", [NO_CHANGE, SHRUNK], ids=["/dev/shm", "1 MiB"])
 def test_batches_of_a_torch_loader_arrive(engine: str, change: str) -> None:
     """With a /dev/shm that no batch would fit into, too."""
-    program = program_of("torch")
+    program = program_of(PAGE, "torch")
     result = run(program, engine, change)
     assert (result.stdout, result.stderr, result.returncode) == (said(program), "", 0)
 
@@ -62,7 +23,7 @@ def test_batches_of_a_torch_loader_arrive(engine: str, change: str) -> None:
 @pytest.mark.parametrize("persistent", [False, True])
 def test_a_torch_loader_ends_its_workers(engine: str, persistent: bool) -> None:
     """After each epoch or when it goes, and says of one that was killed."""
-    program = program_of("torch").replace("num_workers=2", f"num_workers=2, {persistent=}")
+    program = program_of(PAGE, "torch").replace("num_workers=2", f"num_workers=2, {persistent=}")
     program = program.replace("persistent=", "persistent_workers=") + (
         "import os, signal\n"
         "seen = [int(batch[0, 0, 0, 0]) for batch in loader]\n"
@@ -86,14 +47,14 @@ def test_a_torch_loader_ends_its_workers(engine: str, persistent: bool) -> None:
 
 def test_environments_of_gymnasium_step(engine: str) -> None:
     """And end."""
-    program = program_of("gymnasium")
+    program = program_of(PAGE, "gymnasium")
     result = run(program, engine)
     assert (result.stdout, result.stderr, result.returncode) == (said(program), "", 0)
 
 
 def test_an_environment_of_gymnasium_that_dies_is_told(engine: str) -> None:
     """By an error in the parent, and no wait."""
-    program = program_of("gymnasium").replace(
+    program = program_of(PAGE, "gymnasium").replace(
         "environments.close()",
         "import os, signal\n"
         "os.kill(environments.processes[1].pid, signal.SIGKILL)\n"

@@ -1,0 +1,1 @@
+"""Other libraries on ipcmap: one module for each, which imports that library."""
