@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from children import Fork
+from children import Fork, die
 from ipcmap import (
     Arena,
     BoundedSemaphore,
@@ -30,7 +30,6 @@ from ipcmap._core import monitor_layout as at
 from ipcmap.aio import guards
 from listening import PATIENCE
 from monitor_harness import stop, wait_until_dead
-from ring_harness import die
 from test_aio import descriptors, run, wait_for_the_others
 
 pytestmark = pytest.mark.usefixtures("collected")
