@@ -46,6 +46,7 @@ nitpick_ignore = [
     ("py:class", "ipcmap.aio.queues.Out"),
     ("py:class", "ipcmap.aio.queues.T"),
     ("py:class", "ipcmap.condition.Result"),
+    ("py:class", "ipcmap.integrations.cluster.T"),
     ("py:class", "ipcmap.executor.T"),
     ("py:class", "ipcmap.forked_map.R"),
     ("py:class", "ipcmap.forked_map.T"),
