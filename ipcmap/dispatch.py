@@ -88,7 +88,7 @@ class Dispatcher(Workforce):
         # What of them was taken: kind, index and pid.
         self._noticed: deque[tuple[int, int, int]] = deque()
         self._rounds = 0  # how often workers were forked, if any were wanting
-        self._staffed = threading.Condition()
+        self._awaiting: deque[threading.Lock] = deque()  # a lock of each who waits for the manager's round
         self._hurried = self._asleep = False
         self._moved = time.monotonic()  # when something came, or the last line was said
         self._over = False
@@ -149,10 +149,13 @@ class Dispatcher(Workforce):
 
     def _await_workers(self) -> None:
         """Wait until the manager has had a worker forked, or tried to."""
+        # Not a Condition: a handler that raises in its __enter__, which is Python, leaves it locked.
+        gate = threading.Lock()
+        gate.acquire()
         rounds = self._rounds
-        with self._staffed:
-            while self._rounds == rounds and self.lacks_workers:
-                self._staffed.wait(_LED)
+        self._awaiting.append(gate)
+        while self._rounds == rounds and self.lacks_workers and not gate.acquire(timeout=_LED):
+            pass
 
     def _begin(self) -> None:
         if self._wake < 0:
@@ -415,8 +418,8 @@ class Dispatcher(Workforce):
                 self._feed()
             self._changing = False
         self._rounds += 1
-        with self._staffed:
-            self._staffed.notify_all()
+        while self._awaiting:
+            self._awaiting.popleft().release()
         if noticed:
             self._nudge()
 
@@ -470,7 +473,7 @@ _exits_of: list[int] = []  # the pid whose end calls _end_all
 @atexit.register
 def _end_all() -> None:
     """Let the tasks of this process's executors be done before it exits; not after a Ctrl-C."""
-    interrupted = getattr(sys, "last_type", None) is KeyboardInterrupt
+    interrupted = _was_interrupted()
     for dispatcher in list(_dispatchers):
         if dispatcher.is_ours:
             if interrupted:
@@ -478,3 +481,11 @@ def _end_all() -> None:
                 dispatcher.settle()
                 dispatcher.end_workers(kill=True)
             dispatcher.shutdown(wait=True)
+
+
+def _was_interrupted() -> bool:
+    """Return whether the program ends of a Ctrl-C, or of what that broke in its way up."""
+    error: BaseException | None = getattr(sys, "last_value", None)
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__context__
+    return error is not None
