@@ -17,6 +17,7 @@ DOCS = ROOT / "docs"
 WATCHDOG = 50  # seconds; ends a page that hangs, so that the test can say which
 
 # What Sphinx builds, and the notes and sources beside it that it does not.
+TESTS = Path(__file__).parent
 NO_PAGES = ("_build", "changes", "design/model")
 PAGES = [
     page
@@ -76,8 +77,10 @@ def test_sessions_of_a_page_print_what_it_says(page: Path, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("page", LESSONS, ids=name_of)
 def test_tutorials_and_how_to_guides_can_be_tried(page: Path) -> None:
-    """A page that tells how to do something shows at least one session."""
-    assert doctest.DocTestParser().get_examples(session(page))
+    """A page that tells how shows a session, or programs that the tests of their library run."""
+    assert doctest.DocTestParser().get_examples(session(page)) or any(
+        page.name in test.read_text() for test in TESTS.glob("integrations/*.py")
+    )
 
 
 @pytest.mark.parametrize("page", WITH_SESSIONS, ids=name_of)
