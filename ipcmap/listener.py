@@ -92,7 +92,7 @@ class Listener:
                 self._wait_for_timer_too()
             self._cell = listeners.listen(self._pipe)
             _add(self)
-            self._arm(listeners.seen())
+            self._arm(_seen(listeners))
         except BaseException:
             self.close()
             raise
@@ -208,6 +208,13 @@ class Listener:
 def _slice_of(seconds: float) -> libc.TimerSpec:
     nanoseconds = int(seconds * 1e9)
     return libc.TimerSpec(libc.TimeSpec(0, 0), libc.TimeSpec(*divmod(nanoseconds, 10**9)))
+
+
+def _seen(listeners: Listeners) -> int | None:
+    """Return what a first attempt goes by, ``None`` where somebody is stopped in the section."""
+    with contextlib.suppress(Stalled):
+        return listeners.seen(_NOW)
+    return None
 
 
 def rearm(key: Key, seen: int | None) -> None:
