@@ -258,10 +258,12 @@ def _add(listener: Listener) -> None:
 
 def _remove(listener: Listener) -> None:
     with _changing:
-        known = _listening.pop(listener._key, ())
+        known = _listening.get(listener._key, ())
         left = tuple(one for one in known if one() not in (listener, None))
-        if left:
+        if left:  # in one step: the others are never missing, for a thread or after a handler
             _listening[listener._key] = left
+        else:
+            _listening.pop(listener._key, None)
 
 
 def _forget_all() -> None:
