@@ -117,12 +117,15 @@ class ConnectionHandle:
         self._short = True  # whether the last sleep was
         self._partial: list[bytes] = []  # of a message in several packets
         self._missing = 0  # bytes of it
+        self._begun: Message | None = None  # of which some packets were sent, and more are to come
 
     # Sending
 
     def _send(self, data: bytes | memoryview) -> None:
         ring: Any = self._out
         words = ring._core._words
+        if self._begun is not None:
+            self._finish_begun(ring)
         while True:
             if words[CLOSED]:
                 if self._send_packets(ring, data):
@@ -183,9 +186,20 @@ class ConnectionHandle:
                         break
                     message.sent += 1
                 else:
+                    self._begun = None
                     return True
             except BlockingIOError:
+                self._begun = message if message.sent else None
                 return False
+
+    def _finish_begun(self, ring: Ring) -> None:
+        """Send the rest of what a task has begun: a message amid it would be the end of it."""
+        message, self._begun = self._begun, None
+        if message is None or message.pid != os.getpid():  # forked since: it is the parent's
+            return
+        for packet in _packets(message.data, message.sent):
+            self._send_packet(ring, packet, first=False)
+            message.sent += 1
 
     def _send_packets(self, ring: Ring, data: bytes | memoryview) -> bool:
         """Send a message through the kernel; ``False`` = the mode has changed, nothing is sent."""
@@ -421,10 +435,10 @@ class ConnectionHandle:
 
 
 class Message:
-    """What is sent without a wait, and how many of its packets were sent."""
+    """What is sent without a wait, how many of its packets were sent, and by which process."""
 
     def __init__(self, data: bytes) -> None:
-        self.data, self.sent = data, 0
+        self.data, self.sent, self.pid = data, 0, os.getpid()
 
 
 def _packets(data: bytes | memoryview, sent: int = 0) -> Iterator[bytes]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import types
@@ -158,7 +159,28 @@ class ProcessPoolExecutor(Executor):
         """
         import asyncio  # noqa: PLC0415 - who does not await is spared the time
 
-        return await asyncio.wrap_future(self.submit(fn, *args, **kwargs))
+        loop, future = asyncio.get_running_loop(), self.submit(fn, *args, **kwargs)
+        over = loop.create_future()
+
+        def say_so() -> None:
+            if not over.done():
+                over.set_result(None)
+
+        def tell(_: Future[T]) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(say_so)
+
+        # The result is taken here: no future of asyncio carries a StopIteration, and who
+        # waits for one that should would wait for ever (asyncio.wrap_future, before 3.12).
+        future.add_done_callback(tell)
+        try:
+            await over
+        except asyncio.CancelledError:
+            future.cancel()
+            raise
+        if future.cancelled():
+            raise asyncio.CancelledError
+        return future.result()
 
     def map(
         self,

@@ -91,7 +91,7 @@ class Listener:
                 self._wait_for_timer_too()
             self._cell = listeners.listen(self._pipe)
             _add(self)
-            self._arm(listeners.seen())
+            self._arm(_seen(listeners))
         except BaseException:
             self.close()
             raise
@@ -204,6 +204,13 @@ def _slice_of(seconds: float) -> libc.TimerSpec:
     return libc.TimerSpec(libc.TimeSpec(0, 0), libc.TimeSpec(*divmod(nanoseconds, 10**9)))
 
 
+def _seen(listeners: Listeners) -> int | None:
+    """Return what a first attempt goes by, ``None`` where somebody is stopped in the section."""
+    with contextlib.suppress(Stalled):
+        return listeners.seen(_NOW)
+    return None
+
+
 def rearm(key: Key, seen: int | None) -> None:
     """Tell this process's listeners of an attempt that went by ``seen`` and found nothing."""
     for reference in _listening.get(key, ()):
@@ -245,10 +252,12 @@ def _add(listener: Listener) -> None:
 
 def _remove(listener: Listener) -> None:
     with _changing:
-        known = _listening.pop(listener._key, ())
+        known = _listening.get(listener._key, ())
         left = tuple(one for one in known if one() not in (listener, None))
-        if left:
+        if left:  # in one step: the others are never missing, for a thread or after a handler
             _listening[listener._key] = left
+        else:
+            _listening.pop(listener._key, None)
 
 
 def _forget_all() -> None:

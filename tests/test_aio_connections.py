@@ -206,6 +206,35 @@ def test_no_message_is_lost_or_changes_places_where_receivers_are_cancelled(
     assert cut > 0, "some were cancelled"
 
 
+def test_a_send_of_the_ends_own_amid_an_awaited_one_loses_neither(
+    one_way: Ends, fork: Fork
+) -> None:
+    """What a task has begun is sent first."""
+    reader, writer = one_way
+    reader.fileno()  # from here on through the kernel, in packets
+    begun = Semaphore(0)
+
+    def receive() -> None:
+        writer.close()
+        begun.acquire()
+        assert [len(reader.recv_bytes()) for _ in range(3)] == [1_000_000, 1, 2]
+
+    child = fork(receive)
+
+    async def main() -> None:
+        sending = asyncio.create_task(aio.Connection(writer).send_bytes(bytes(1_000_000)))
+        await wait_for_the_others()
+        assert not sending.done()
+        begun.release()
+        writer.send_bytes(b"1")
+        await sending
+        writer.send_bytes(b"22")
+
+    run(main())
+    writer.close()
+    assert child.wait() == 0
+
+
 @pytest.mark.parametrize("nbytes", [10, 20_000, 70_000])
 def test_each_send_that_returned_is_received_and_no_cancelled_one(
     one_way: Ends, nbytes: int, fork: Fork, chance: random.Random

@@ -6,12 +6,14 @@ import asyncio
 import os
 import random
 import signal
+from collections.abc import Callable, Coroutine
 from itertools import count
+from typing import Any
 
 import pytest
 
 from children import Fork, die
-from ipcmap import Arena, JoinableQueue, Ring, Semaphore, aio
+from ipcmap import Arena, Event, JoinableQueue, Lock, Ring, Semaphore, aio
 from ipcmap._core import reference_sections as sections
 from ipcmap._deadline import Deadline
 from listening import PATIENCE
@@ -308,3 +310,57 @@ def test_every_record_arrives_while_those_who_await_are_killed(
     assert len({*put} - {*received}) <= killed
     for each in (ring, results, acknowledged):
         each.destroy()
+
+
+STALLED: dict[str, Callable[[Arena], tuple[Coroutine[Any, Any, object], int]]] = {
+    "lock": lambda arena: of_guard(aio.Lock(taken_lock(arena))),
+    "semaphore": lambda arena: of_guard(aio.Semaphore(Semaphore(0, arena=arena))),
+    "event": lambda arena: of_event(Event(arena=arena)),
+    "records": lambda arena: of_ring(Ring(256, arena=arena), "_consumers_section"),
+    "records, to be told of": lambda arena: of_ring(Ring(256, arena=arena), "_producers_section"),
+}
+
+
+def taken_lock(arena: Arena) -> Lock:
+    """Return a lock that is held."""
+    lock = Lock(arena=arena)
+    lock.acquire()
+    return lock
+
+
+def of_guard(face: aio.Lock | aio.Semaphore) -> tuple[Coroutine[Any, Any, object], int]:
+    """Return a wait for it, and its section."""
+    return face.acquire(), face._guard._core._section
+
+
+def of_event(event: Event) -> tuple[Coroutine[Any, Any, object], int]:
+    """Return a wait for it, and its section."""
+    return aio.Event(event).wait(), event._core._section
+
+
+def of_ring(ring: Ring, section: str) -> tuple[Coroutine[Any, Any, object], int]:
+    """Return a wait for a record, and one of its sections."""
+    return aio.Ring(ring).get(), getattr(ring._core, section)
+
+
+@pytest.mark.parametrize("what", STALLED)
+def test_a_process_stopped_in_a_section_holds_up_no_loop_that_begins_to_wait(
+    what: str, arena: Arena, engine: str, fork: Fork
+) -> None:
+    """The time of who waits runs out while it is stopped still."""
+    waiting, section = STALLED[what](arena)
+
+    def be_stopped() -> None:
+        sections.inside(section, Deadline(None), os.kill, os.getpid(), signal.SIGSTOP)
+
+    child = fork(be_stopped)
+    os.waitid(os.P_PID, child.pid, os.WSTOPPED | os.WNOWAIT)
+
+    async def main() -> None:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.01):
+                await waiting
+
+    run(main())
+    os.kill(child.pid, signal.SIGCONT)
+    assert child.wait() == 0

@@ -55,6 +55,19 @@ def test_an_exception_and_a_death_are_raised_where_they_are_awaited(
     run(main())
 
 
+def test_a_function_that_raises_stop_iteration_ends_the_wait_for_it(
+    executor: ProcessPoolExecutor,
+) -> None:
+    """No coroutine can raise it, so it is the cause of what is raised."""
+
+    async def main() -> None:
+        with pytest.raises(RuntimeError, match="StopIteration") as raised:
+            await executor.asubmit(next, iter([]))
+        assert isinstance(raised.value.__cause__, StopIteration)
+
+    run(main())
+
+
 @pytest.mark.parametrize("by", ["cancel", "timeout"])
 def test_a_cancelled_task_ends_what_a_worker_does_for_it(
     executor: ProcessPoolExecutor, arena: Arena, by: str

@@ -28,6 +28,7 @@ from ipcmap import (
 )
 from ipcmap._core import monitor_layout as at
 from ipcmap.aio import guards
+from ipcmap.aio.line import Line
 from listening import PATIENCE
 from monitor_harness import stop, wait_until_dead
 from test_aio import descriptors, run, wait_for_the_others
@@ -598,6 +599,31 @@ def test_a_handler_that_raises_in_the_call_leaves_the_lock_given_back(
         with pytest.raises(InterruptedError):
             lock.release()
         assert await taking
+        lock.release()
+
+    run(main())
+
+
+def test_a_handler_that_raises_as_a_task_leaves_the_line_stops_nobody_in_it(
+    lock: Lock, monkeypatch: pytest.MonkeyPatch, endless_slices: None
+) -> None:
+    """Who is gone stands in nobody's way."""
+
+    def interrupted(*_: object) -> None:
+        raise InterruptedError
+
+    async def main() -> None:
+        face = aio.Lock(lock)
+        lock.acquire()
+        first, second = (asyncio.create_task(face.acquire()) for _ in range(2))
+        await wait_for_the_others()
+        with monkeypatch.context() as patch:
+            patch.setattr(Line, "_leave", interrupted)
+            first.cancel()
+            said = await asyncio.gather(first, return_exceptions=True)
+            assert [type(error) for error in said] == [InterruptedError]
+        lock.release()
+        assert await second
         lock.release()
 
     run(main())

@@ -11,11 +11,13 @@ import selectors
 import signal
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import pytest
 
 from children import Fork
 from ipcmap import ClosedError, Ring, Semaphore, StaleHandle
+from ipcmap import listener as listener_module
 from ipcmap._core import libc
 from ipcmap._core.reference_listeners import Listeners
 from listening import PATIENCE, is_readable, receive
@@ -170,6 +172,29 @@ def test_all_listeners_are_called(ring_type: RingType, endless_timers: None) -> 
             assert drained(ring) == [b"x"]
             assert not is_readable(first)
             assert not is_readable(second)
+
+
+def test_a_handler_that_raises_as_a_listener_closes_leaves_the_others_as_they_are(
+    ring_type: RingType, monkeypatch: pytest.MonkeyPatch, endless_timers: None
+) -> None:
+    """They are told of what was not found, and are quiet."""
+
+    class Interrupting(dict[Any, Any]):
+        def pop(self, *arguments: Any) -> Any:
+            super().pop(*arguments)
+            raise InterruptedError
+
+    ring = ring_type()
+    first, second = ring.listen(), ring.listen()
+    with first, second:
+        known = Interrupting(listener_module._listening)
+        with monkeypatch.context() as patch, contextlib.suppress(InterruptedError):
+            patch.setattr(listener_module, "_listening", known)
+            first.close()
+        monkeypatch.setattr(listener_module, "_listening", dict(known))
+        ring.put(b"x")
+        assert drained(ring) == [b"x"]
+        assert not is_readable(second)
 
 
 def test_a_producer_learns_of_each_new_listener(ring_type: RingType, endless_timers: None) -> None:

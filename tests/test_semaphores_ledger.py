@@ -419,6 +419,8 @@ def test_a_storm_of_kills_leaves_every_token_where_it_was(
         children[number].kill()
         assert children[number].wait() == -signal.SIGKILL, "no assertion failed in it"
         children[number] = fork(pass_through, number, life)
+    for child in children:  # all, before one is killed: their words stay as they are
+        stop(child, signal.SIGSTOP)
     for child in children:
         child.kill()
         assert child.wait() == -signal.SIGKILL

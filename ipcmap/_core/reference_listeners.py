@@ -25,7 +25,8 @@ Shared fields
     bell        to which of the object's marks it listens
 
 Sync points
-  W1 listen   its block is a LISTENER, then `listeners` changes
+  W1 listen   its block is a LISTENER; then, as it is first armed, `listeners` changes. So
+              who begins to listen enters no section that it would have to wait for
               caller: `listeners` is not what it knows, so it looks for the blocks anew
   W2 arm      listener: its pipe is drained; then, in the section, nothing has changed
               since an attempt found nothing: armed, then LISTENING
@@ -132,7 +133,7 @@ class Listeners:
         bell: Bell,
         section: int,
         changed: Callable[[int], bool],
-        seen: Callable[[], int] = int,
+        seen: Callable[[Deadline], int] = lambda _: 0,
         enter: Callable[..., Any] = inside,
     ) -> None:
         """Be those of an object.
@@ -160,9 +161,13 @@ class Listeners:
         cell = self._object._place.cell
         return cell.offset, cell.generation, self._bell.mark
 
-    def seen(self) -> int:
-        """Return what a first attempt goes by, for a first ``arm``."""
-        return self._seen()
+    def seen(self, deadline: Deadline) -> int:
+        """Return what a first attempt goes by, for a first ``arm``.
+
+        Raises:
+            Stalled: Somebody is stopped in the section.
+        """
+        return self._seen(deadline)
 
     def listen(self, fd: int) -> Cell:
         """Make a listener of this process out of a pipe; it is not armed yet."""
@@ -174,9 +179,7 @@ class Listeners:
             block[B_ARMED], block[B_BELL] = 0, self._bell.mark
             block[B_PID], block[B_FD] = os.getpid(), fd
             block[B_DEVICE], block[B_INODE] = found.st_dev, found.st_ino
-            listener = allocator.retag(cell, self._object._place.slot(), Kind.LISTENER)  # W1 listen
-            self._inside(self._section, Deadline(None), self._announce)
-            return listener
+            return allocator.retag(cell, self._object._place.slot(), Kind.LISTENER)  # W1 listen
         except BaseException:
             self.unlisten(cell)
             raise
@@ -186,10 +189,6 @@ class Listeners:
         owner, kind = self._object._place.allocator.tag(cell)
         if owner == self._object._place.slot() and kind in (Kind.BYTES, Kind.LISTENER):
             self._object._place.allocator.free(cell._replace(kind=kind))
-
-    def _announce(self) -> None:
-        at = self._bell.listeners
-        self._object._words[at] = self._object._words[at] + 1 & WORD_MASK  # W1 listen
 
     def arm(self, cell: Cell, seen: int, deadline: Deadline = _NOW) -> bool:
         """Ask for a byte with the next change; ``False`` = look again now.
@@ -208,9 +207,11 @@ class Listeners:
     def _arm(self, cell: Cell, seen: int) -> bool:
         if self._changed(seen):
             return False
-        words = self._object._words
-        self._block(cell)[B_ARMED] = words[self._bell.calls] + 1 & WORD_MASK  # W2 arm
-        words[self._bell.mark] |= LISTENING
+        words, bell, block = self._object._words, self._bell, self._block(cell)
+        if not block[B_ARMED]:  # the first time
+            words[bell.listeners] = words[bell.listeners] + 1 & WORD_MASK  # W1 listen
+        block[B_ARMED] = words[bell.calls] + 1 & WORD_MASK  # W2 arm
+        words[bell.mark] |= LISTENING
         return True
 
     def call(self, known: Known = (-1, ())) -> Known:

@@ -33,11 +33,12 @@ from ipcmap._deadline import Deadline
 
 __all__ = ["RingListeners"]
 
+_FOR_EVER = Deadline(None)
 _RECORDS = Bell(CONSUMERS_SLEEPING, LISTENERS, CALLS)
 _ROOM = Bell(PRODUCERS_SLEEPING, ROOM_LISTENERS, ROOM_CALLS)
 
 
-def _unknown() -> int:
+def _unknown(_: Deadline) -> int:
     """Return what no attempt goes by: whoever has just begun to listen for room looks again."""
     return -1
 
@@ -68,10 +69,10 @@ class RingListeners(RingBatches):
         words = self._words
         return bool(words[READ_POS] != seen or words[ENDED])
 
-    def consumed(self) -> int:
+    def consumed(self, deadline: Deadline = _FOR_EVER) -> int:
         """Return up to where all was taken."""
         section = self._consumers_section
-        return int(self._inside(section, Deadline(None), self._words.__getitem__, READ_POS))
+        return int(self._inside(section, deadline, self._words.__getitem__, READ_POS))
 
     def call_listeners(self) -> None:
         """Call those who listen for records."""

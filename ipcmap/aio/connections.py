@@ -8,7 +8,8 @@ end's socket, not at the socket itself, so that it is free for other readers and
 The epoll has a timer besides: it rings when the end is closed here, and a second after
 somebody was found to be stopped in the ring's section.
 
-Who is cancelled before any packet of a message was sent has sent nothing; the rest of one that
+A send of the end's own that comes amid a message that a task has begun sends the rest of that
+first. Who is cancelled before any packet of a message was sent has sent nothing; the rest of one that
 was begun never comes, and who receives drops what did (``connection_handle.py``).
 """
 
@@ -194,11 +195,15 @@ class Connection:
                 ready.arm()
             raise _Later
 
-        if line.is_free():
-            with contextlib.suppress(Stalled):
-                if connection._send_now(message):
-                    return
-        await line.until(attempt, _Later)
+        try:
+            if line.is_free():
+                with contextlib.suppress(Stalled):
+                    if connection._send_now(message):
+                        return
+            await line.until(attempt, _Later)
+        finally:
+            if connection._begun is message:  # and given up
+                connection._begun = None
 
     def __repr__(self) -> str:
         return f"<ipcmap.aio.Connection: {self.connection!r}>"

@@ -61,16 +61,17 @@ class Line:
                     turn = self._waiting[me] = self.loop.create_future()
                     self._watch.watch(self._ready)
         finally:
-            self._leave(me)
+            # Before any call, in which a signal handler may raise: who is gone must not stay first.
+            del self._waiting[me]
+            self._leave()
 
     def _ready(self) -> None:
         if self._waiting:
             self._watch.wake(next(iter(self._waiting.values())))
 
-    def _leave(self, me: object) -> None:
-        was_first = next(iter(self._waiting)) is me
-        del self._waiting[me]
-        if not self._waiting:
-            self._watch.unwatch()
-        elif was_first:
+    def _leave(self) -> None:
+        """Let the next one try, where there is one."""
+        if self._waiting:
             self._ready()
+        else:
+            self._watch.unwatch()
