@@ -203,11 +203,14 @@ class RingHandle(Structure):
 
     def _end_lease(self, cell: Cell) -> None:
         """End a lease, and free its block."""
+        ended: Cell | None = None
         try:
-            free_quietly(self._allocator, self._core.end_lease(cell))  # B3 free
+            ended = self._core.end_lease(cell)
+            free_quietly(self._allocator, ended)  # B3 free
         except BaseException:
-            # By a signal handler. What is done with must not come again.
-            free_quietly(self._allocator, self._core.end_lease(cell))
+            # By a signal handler. What is done with must not come again; and its tag is not ours
+            # to store any more once somebody may have freed it.
+            free_quietly(self._allocator, ended or self._core.end_lease(cell))
             raise
 
     def _give_back(self, hand: Hand) -> None:
