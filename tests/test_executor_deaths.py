@@ -499,6 +499,7 @@ def wait():
     time.sleep(3600)
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a background job
     executor = ipcmap.ProcessPoolExecutor(2)
     os.write(1, b"%d\\n" % executor._dispatcher._zygote.pid)
     tasks = [executor.submit(wait) for _ in range(2)]

@@ -222,7 +222,8 @@ def test_last():
 
     assert result.ret == pytest.ExitCode.TESTS_FAILED
     noted = sorted(str(what) for _, _, what in notes(suite))
-    assert noted == ["set up"] * 2 + ["torn down"] * 2
+    # The lane of the failure may have begun another test before all were told to stop.
+    assert noted in (["set up"] * n + ["torn down"] * n for n in (2, 3))
     result.stdout.fnmatch_lines(["*stopping after 1 failures*"])
 
 
