@@ -321,7 +321,12 @@ def _forget_early() -> None:
 
 
 def _other_threads() -> list[str]:
-    return [one.name for one in threading.enumerate() if one is not threading.current_thread()]
+    """Name the threads beside this one, but for ours, which hold nothing that a child takes."""
+    return [
+        one.name
+        for one in threading.enumerate()
+        if one is not threading.current_thread() and not one.name.startswith("ipcmap: ")
+    ]
 
 
 def _warn_of_threads() -> None:
