@@ -44,7 +44,7 @@ from ipcmap.arena import Arena
 from ipcmap.errors import BusyError
 from ipcmap.messages import DIED, TAIL, UNPREPARED, load
 from ipcmap.seats import Seat
-from ipcmap.tasks import Function, MapCall, Task
+from ipcmap.tasks import Function, MapCall, Owner, Task
 from ipcmap.worker import Blueprint
 from ipcmap.workforce import STUCK, Workforce
 
@@ -80,6 +80,7 @@ class Dispatcher(Workforce):
         self._hurried = self._asleep = False
         self._moved = time.monotonic()  # when something came, or the last line was said
         self._over = False
+        self.ends_at_exit = False  # and with its last handle; or its tasks are done first
         self._wake = -1
         _dispatchers.add(self)
         if _exits_of != [self.pid]:
@@ -128,6 +129,21 @@ class Dispatcher(Workforce):
             self._feed()
         if self._asleep:
             self.wake()
+
+    def staff(self) -> None:
+        """Fork all workers, now and whenever one has ended.
+
+        Raises:
+            BrokenProcessPool: No worker can be had.
+            RuntimeError: It was shut down.
+        """
+        with self.lock:
+            self.check()
+            if self.manager is None:
+                self._begin()
+            self.keeps_all = True
+            self._hire_all()
+            self.check()
 
     def _begin(self) -> None:
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -223,12 +239,12 @@ class Dispatcher(Workforce):
                 task = tasks.get(number)
                 if task is not None:
                     seat, owner = task.seat, task.owner
-                    if type(owner) is MapCall:
+                    if isinstance(owner, MapCall):
                         owner.answers[task.index] = record
                         if owner.waiters:
                             calls = {owner, *calls}
                     else:
-                        self._finished[number] = owner, record  # type: ignore[assignment]
+                        self._finished[number] = owner, record
                     if seat is not None:
                         seat.held.pop(number, None)
                         if not seat.held:
@@ -251,6 +267,15 @@ class Dispatcher(Workforce):
             for number, (future, answer) in list(finished.items()):
                 future.settle(answer)
                 finished.pop(number, None)
+
+    def finish(self, owner: Owner) -> None:
+        """Have an owner settled, whose answers have all been dealt with; called with the lock."""
+        self._finished[next(self.numbers)] = owner, b""
+
+    def nudge(self) -> None:
+        """Have whoever waits for answers look whether there is need to."""
+        with self.lock:
+            self._nudge()
 
     def _notice(self, kind: int, record: bytes) -> None:
         if kind == DIED:
@@ -293,6 +318,7 @@ class Dispatcher(Workforce):
             if self._noticed:
                 self._bury_the_noticed()
             self._look_at_the_clock()
+            self._kill_who_stayed()
             self._say_if_stalled()
             self.settle()
             quiet = 0 if self.tasks else quiet + 1
@@ -349,6 +375,8 @@ class Dispatcher(Workforce):
                 seat = self.seats.get(index)
                 if seat is not None and seat.process.pid == pid:
                     self._bury(seat)
+            if self.keeps_all and not self.closing:
+                self._hire_all()
             self._feed()
             self._nudge()
 
@@ -377,6 +405,8 @@ class Dispatcher(Workforce):
         """Be shut down, since nobody can give it a task any more; called by a finalizer."""
         if self.is_ours:
             self.closing = True
+            if self.ends_at_exit:
+                self._grace = Deadline(0)
             if self.manager is None:
                 self._finish()
             else:
@@ -389,6 +419,9 @@ class Dispatcher(Workforce):
                 return
             self._over = True
             self._dismiss_all()
+        self._see_them_off()
+        with self._lead, self.lock:
+            self._give_back()
             if self._wake >= 0:
                 self._epoll.close()
                 os.close(self._wake)
@@ -401,11 +434,14 @@ _exits_of: list[int] = []  # the pid whose end calls _end_all
 
 @atexit.register
 def _end_all() -> None:
-    """Let the tasks of this process's executors be done before it exits; not after a Ctrl-C."""
+    """Let the tasks of this process's executors be done before it exits; not after a Ctrl-C.
+
+    Those of a pool are not, as of multiprocessing's.
+    """
     interrupted = getattr(sys, "last_type", None) is KeyboardInterrupt
     for dispatcher in list(_dispatchers):
         if dispatcher.is_ours:
-            if interrupted:
+            if interrupted or dispatcher.ends_at_exit:
                 dispatcher.drop_waiting()
                 dispatcher.settle()
                 dispatcher.end_workers(kill=True)

@@ -17,10 +17,18 @@ from ipcmap._deadline import Deadline
 from ipcmap.arena import Arena, default_arena
 from ipcmap.dispatch import Dispatcher
 from ipcmap.executor_statistics import ExecutorStatistics
-from ipcmap.messages import KEYWORDS, RETURNED, TAIL, dump, dump_function, joined
+from ipcmap.messages import (
+    KEYWORDS,
+    PICKLE,
+    RETURNED_END,
+    TAIL,
+    dump,
+    dump_function,
+    joined,
+)
 from ipcmap.progress import progress_bar
 from ipcmap.ring import Ring
-from ipcmap.tasks import Function, MapCall, Task, TaskFuture, outcome
+from ipcmap.tasks import Function, MapCall, Owner, Task, TaskFuture, outcome
 from ipcmap.worker import Blueprint, Cells
 
 __all__ = ["ProcessPoolExecutor"]
@@ -64,6 +72,8 @@ class ProcessPoolExecutor(Executor):
         ([1, 2, 3], 1024)
     """
 
+    _dump_result = staticmethod(dump)  # where plain pickle does not do
+
     def __init__(
         self,
         max_workers: int | None = None,
@@ -101,6 +111,7 @@ class ProcessPoolExecutor(Executor):
             max_tasks_per_child or 0,
             max_rss or 0,
             max(1, _default_workers() // workers),
+            self._dump_result,
         )
         blueprint.initialise()
         self._dispatcher = Dispatcher(blueprint, arena, workers)
@@ -117,22 +128,29 @@ class ProcessPoolExecutor(Executor):
             BrokenProcessPool: An initializer failed, or no worker can be forked.
             RuntimeError: The executor was shut down, or belongs to another process.
         """
+        future: TaskFuture[T] = TaskFuture(self._dispatcher, self._timeout, self._retries)
+        future._task = self._submit(future, fn, args, kwargs)
+        return future
+
+    def _submit(
+        self, owner: Owner, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Task | None:
+        """Have a call made; return its task, ``None`` = it cannot be pickled, as the owner knows."""
         dispatcher = self._dispatcher
-        future: TaskFuture[T] = TaskFuture(dispatcher, self._timeout, self._retries)
         number = next(dispatcher.numbers)
         try:
-            future.function = function = self._function(fn)
+            owner.function = function = self._function(fn)
             if kwargs:
                 record = joined(dump((args, kwargs)), TAIL.pack(number, function.number | KEYWORDS))
             else:
                 record = joined(dump(args), TAIL.pack(number, function.number))
         except Exception as error:
             dispatcher.check()
-            future.set_exception(error)
-            return future
-        future._task = task = Task(number, record, future, 0)
+            owner.settle(error)
+            return None
+        task = Task(number, record, owner, 0)
         dispatcher.add((task,), timed=self._timeout is not None)
-        return future
+        return task
 
     def map(
         self,
@@ -222,7 +240,7 @@ class ProcessPoolExecutor(Executor):
                     count += 1
                     break
                 index += 1
-                if type(answer) is bytes and answer[0] == _PICKLE and answer[-8:] == _RETURNED:
+                if type(answer) is bytes and answer[0] == PICKLE and answer[-8:] == RETURNED_END:
                     yield loads(answer)
                 else:
                     yield _value(answer)
@@ -287,7 +305,8 @@ class ProcessPoolExecutor(Executor):
     def terminate_workers(self) -> None:
         """Cancel what was not begun, end the workers by ``SIGTERM``, and shut down.
 
-        What they had in hand raises :class:`WorkerDied`.
+        What they had in hand raises :class:`WorkerDied`. Who has not ended after 5 seconds
+        is killed.
         """
         self._end_workers(kill=False)
 
@@ -346,10 +365,6 @@ class ProcessPoolExecutor(Executor):
 
 class _Keeper:
     """Ends with the last handle of an executor."""
-
-
-_PICKLE = 0x80  # how every pickle begins
-_RETURNED = TAIL.pack(0, RETURNED)[-8:]
 
 
 def _value(answer: bytes | BaseException) -> Any:

@@ -25,14 +25,17 @@ __all__ = [
     "DIED",
     "KEYWORDS",
     "NUDGE",
+    "PICKLE",
     "RAISED",
     "RETURNED",
+    "RETURNED_END",
     "TAIL",
     "UNLOADABLE",
     "UNPREPARED",
     "cause_from",
     "dump",
     "dump_function",
+    "dump_plainly",
     "joined",
     "load",
     "numbers_of",
@@ -45,17 +48,23 @@ KEYWORDS: Final = 1 << 63  # beside the number of a function: its arguments are 
 RETURNED, RAISED, UNLOADABLE = 0, 1, 2  # answers: the pickle of a result, of an exception, why not
 UNPREPARED, DIED, NUDGE = 3, 4, 5  # notices: the initializer failed; a worker died; look again
 _CODEC = PickleCodec()
-_PICKLE = 0x80  # how every pickle begins
+PICKLE: Final = 0x80  # how every pickle begins
+RETURNED_END: Final = TAIL.pack(0, RETURNED)[-8:]  # how every result ends
 
 
 def dump(obj: Any) -> bytes | Sequence[bytes | memoryview]:
     """Return the record of an object, or its parts; with cloudpickle where pickle cannot."""
-    buffers: list[pickle.PickleBuffer] = []
     try:
-        pickled = pickle.dumps(obj, 5, buffer_callback=buffers.append)
-        return _CODEC.dumps(obj) if buffers else pickled
+        return dump_plainly(obj)
     except Exception as error:
         return _dump_by_value(obj, error)
+
+
+def dump_plainly(obj: Any) -> bytes | Sequence[bytes | memoryview]:
+    """Return the record of an object, or its parts, as pickle alone makes it."""
+    buffers: list[pickle.PickleBuffer] = []
+    pickled = pickle.dumps(obj, 5, buffer_callback=buffers.append)
+    return _CODEC.dumps(obj) if buffers else pickled
 
 
 def dump_function(function: Any) -> bytes:
@@ -82,7 +91,7 @@ def _dump_by_value(obj: Any, error: Exception) -> bytes:
 
 def load(record: bytes) -> Any:
     """Return the object of a record."""
-    return pickle.loads(record) if record[0] == _PICKLE else _CODEC.loads(record)
+    return pickle.loads(record) if record[0] == PICKLE else _CODEC.loads(record)
 
 
 def numbers_of(record: bytes) -> tuple[int, int]:

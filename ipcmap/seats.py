@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from ipcmap._core import liveness
 from ipcmap.arena import Arena
-from ipcmap.errors import IpcmapError
+from ipcmap.errors import ClosedError, IpcmapError
 from ipcmap.executor_statistics import ExecutorWorker
 from ipcmap.messages import numbers_of
 from ipcmap.ring import Ring
@@ -145,7 +145,7 @@ class Seat:
         """Take back what its worker has not taken yet."""
         try:
             return self._taken_back(self.ring.get_many(timeout=0))
-        except queue.Empty:
+        except (queue.Empty, ClosedError):  # dismissed, it has taken all
             return []
 
     def _taken_back(self, records: list[bytes]) -> list[Task]:

@@ -38,7 +38,7 @@ import pickle
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -53,7 +53,6 @@ from ipcmap.messages import (
     TAIL,
     UNLOADABLE,
     UNPREPARED,
-    dump,
     load,
     pickled_error,
     put,
@@ -112,6 +111,7 @@ class Blueprint:
         max_tasks: After how many tasks a worker ends, 0 = never.
         max_rss: With how many bytes resident it ends after a task, 0 = never.
         blas_threads: How many threads a BLAS may use.
+        dump: What makes a record of a result that has buffers, or that pickle refuses.
     """
 
     results: Ring
@@ -122,6 +122,7 @@ class Blueprint:
     max_tasks: int
     max_rss: int
     blas_threads: int
+    dump: Callable[[Any], bytes | Sequence[bytes | memoryview]]
 
     def initialise(self) -> None:
         """Make the cells, before anybody uses them."""
@@ -205,7 +206,7 @@ class _Worker:
                     pickled = b""
                 if buffers or not pickled:
                     buffers.clear()
-                    put(self.results, dump(result), pack(number, RETURNED))
+                    put(self.results, self.blueprint.dump(result), pack(number, RETURNED))
                 else:
                     put_answer(pickled + pack(number, RETURNED))  # T2 answer
             except BaseException as error:

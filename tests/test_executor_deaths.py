@@ -458,13 +458,13 @@ def test_nobody_waits_in_what_is_given_back(
 ) -> None:
     """The end has the lead; who takes it afterwards finds nothing to wait for."""
     dispatcher = executor._dispatcher
-    dismiss, led = dispatcher._dismiss_all, []
+    give_back, led = dispatcher._give_back, []
 
-    def dismiss_and_look() -> None:
+    def look_and_give_back() -> None:
         led.append(dispatcher._lead.locked())
-        dismiss()
+        give_back()
 
-    monkeypatch.setattr(dispatcher, "_dismiss_all", dismiss_and_look)
+    monkeypatch.setattr(dispatcher, "_give_back", look_and_give_back)
     assert executor.submit(work.same, 1).result() == 1
 
     executor.shutdown()
