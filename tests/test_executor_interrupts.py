@@ -173,6 +173,13 @@ def test_a_task_on_its_way_arrives_at_an_idle_worker(stage: Stage, after: bool) 
     assert stage.said.get_many(timeout=0) == [b"7"]
 
 
+def test_who_has_been_interrupted_with_the_lock_may_submit(stage: Stage) -> None:
+    """The manager forks the worker for it, and needs the lock too."""
+    with stage.dispatcher.lock:
+        future = stage.executor.submit(work.same, 7)
+    assert future.result(20) == 7
+
+
 def test_a_handler_amid_a_submission_may_submit_and_not_wait(stage: Stage) -> None:
     """It would wait for what it holds up."""
     stage.set()
