@@ -14,10 +14,10 @@ Guards
   lead   the ring of answers, and the order in which they are dealt with. Who holds it may
          wait for answers; the lock is taken inside it, and never the other way round.
 What an exception of a signal handler breaks off is done again: an answer stays in ``_taken``
-until it is dealt with, and in ``_finished`` until its future has it; and what is said of tasks
-and seats is mended (workforce.py). Where the ring of answers is plain Python, an answer could
-be lost between the ring and ``_taken``: there the main thread, which handlers run in, never
-leads.
+until it is dealt with, and in ``_finished`` until its future has it, and a call in ``_answered``
+until it is told; and what is said of tasks and seats is mended (workforce.py). Where the ring of
+answers is plain Python, an answer could be lost between the ring and ``_taken``: there the main
+thread, which handlers run in, never leads.
 """
 
 from __future__ import annotations
@@ -82,6 +82,7 @@ class Dispatcher(Workforce):
         self._in_one_step = blueprint.engine == "native"
         self._lead = threading.Lock()
         self._leader = 0  # the thread that waits for answers in pull()
+        self._waits_in: threading.Condition | None = None  # the main thread, where handlers run
         self._led = 0  # how often somebody other than the manager has led
         self._taken: deque[list[bytes]] = deque()
         self._answered: set[MapCall] = set()  # and not told so
@@ -211,9 +212,7 @@ class Dispatcher(Workforce):
             self._check_calls()
             left = deadline.slice(_SLICE)
             if self._lead.locked() or self._over or not self._may_lead():
-                with condition:
-                    if not done():
-                        condition.wait(min(left, _LED))
+                self._wait(done, condition, min(left, _LED))
             else:
                 with self._lead:
                     self._led += 1
@@ -222,6 +221,18 @@ class Dispatcher(Workforce):
             self.settle()
             if not left:
                 return
+
+    def _wait(
+        self, done: Callable[[], bool], condition: threading.Condition, timeout: float
+    ) -> None:
+        before = self._waits_in
+        if threading.current_thread() is threading.main_thread():
+            self._waits_in = condition
+        with condition:
+            if not done():
+                condition.wait(timeout)
+        if threading.current_thread() is threading.main_thread():
+            self._waits_in = before
 
     def _may_lead(self) -> bool:
         """Return whether no answer is lost if a signal handler raises; else have it done."""
@@ -233,7 +244,8 @@ class Dispatcher(Workforce):
 
     def _check_calls(self) -> None:
         leads = self._leader == threading.get_ident() and self._lead.locked()
-        if leads or self.lock._is_owned():
+        waits_in: Any = self._waits_in  # whoever settles needs it
+        if leads or self.lock._is_owned() or (waits_in is not None and waits_in._is_owned()):
             raise BusyError(
                 "a signal handler cannot wait for an executor amid whose own call it was called: "
                 f"pid={self.pid}; return from the handler first"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import threading
 from collections.abc import Iterator
 from concurrent.futures import Future
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 import executors as work
 from interrupts import Interrupted, interrupted
 from ipcmap import Arena, BusyError, ProcessPoolExecutor, Ring
+from ipcmap._deadline import Deadline
 
 MODULES = {"ipcmap.dispatch", "ipcmap.workforce", "ipcmap.seats"}
 OTHERS = 6
@@ -178,6 +180,26 @@ def test_who_has_been_interrupted_with_the_lock_may_submit(stage: Stage) -> None
     with stage.dispatcher.lock:
         future = stage.executor.submit(work.same, 7)
     assert future.result(20) == 7
+
+
+def test_who_has_been_interrupted_before_it_waits_cannot_wait_for_the_end(stage: Stage) -> None:
+    """The manager needs the condition to settle what was waited for."""
+    stage.set()
+    condition: Any = threading.Condition()
+    refused: list[BusyError] = []
+
+    def look() -> bool:
+        if condition._is_owned():
+            with pytest.raises(BusyError) as caught:
+                stage.executor.shutdown()
+            refused.append(caught.value)
+        return bool(refused)
+
+    with stage.dispatcher._lead:
+        stage.dispatcher.pull(look, condition, Deadline(None))
+    assert len(refused) == 1
+    stage.is_whole()
+    stage.executor.shutdown()
 
 
 def test_a_handler_amid_a_submission_may_submit_and_not_wait(stage: Stage) -> None:
