@@ -19,7 +19,6 @@ from ipcmap.block import Block
 from ipcmap.connection import Connection, Pipe
 from ipcmap.context import (
     Manager,
-    Pool,
     active_children,
     cpu_count,
     current_process,
@@ -54,6 +53,9 @@ from ipcmap.listener import Listener
 from ipcmap.loans import Attachment, Claim, Lease
 from ipcmap.mapping import PAGE_SIZE, Mapping
 from ipcmap.objects import ShutDown, SimpleQueue
+from ipcmap.pool import Pool
+from ipcmap.pool_results import AsyncResult, MapResult
+from ipcmap.pool_streams import IMapIterator
 from ipcmap.process import Process
 from ipcmap.queues import JoinableQueue, Queue
 from ipcmap.ring import Ring, RingStatistics
@@ -85,6 +87,7 @@ __all__ = [
     "ArenaFull",
     "ArenaStatistics",
     "Array",
+    "AsyncResult",
     "Attachment",
     "Barrier",
     "Block",
@@ -106,12 +109,14 @@ __all__ = [
     "ExitRecord",
     "FamilyFull",
     "ForeignNamespace",
+    "IMapIterator",
     "IpcmapError",
     "JoinableQueue",
     "Lease",
     "Listener",
     "Lock",
     "Manager",
+    "MapResult",
     "Mapping",
     "NotInherited",
     "NotOwned",

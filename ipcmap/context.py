@@ -14,21 +14,19 @@ from typing import TYPE_CHECKING, Any
 
 from ipcmap.connection import Pipe
 from ipcmap.objects import SimpleQueue
+from ipcmap.pool import Pool
 from ipcmap.process import Process
 from ipcmap.reporting_queues import ReportingJoinableQueue, ReportingQueue
 from ipcmap.sync import Barrier, BoundedSemaphore, Condition, Event, Lock, RLock, Semaphore
 from ipcmap.values import Array, RawArray, RawValue, Value
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
     from logging import Logger
-    from multiprocessing import pool
     from multiprocessing.managers import SyncManager
 
 __all__ = [
     "Context",
     "Manager",
-    "Pool",
     "active_children",
     "cpu_count",
     "current_process",
@@ -76,6 +74,7 @@ class Context(multiprocessing.context.BaseContext):
     Array = staticmethod(Array)
     RawValue = staticmethod(RawValue)
     RawArray = staticmethod(RawArray)
+    Pool = Pool
 
     def __reduce__(self) -> tuple[Any, ...]:
         return get_context, ()
@@ -108,23 +107,6 @@ def get_start_method(allow_none: bool = False) -> str | None:
 def Manager() -> SyncManager:  # noqa: N802
     """Return multiprocessing's manager, whose server is a :class:`Process`."""
     return _context.Manager()
-
-
-def Pool(  # noqa: N802
-    processes: int | None = None,
-    initializer: Callable[..., object] | None = None,
-    initargs: Iterable[Any] = (),
-    maxtasksperchild: int | None = None,
-) -> pool.Pool:
-    """Return multiprocessing's pool, with processes and queues of the context.
-
-    Args:
-        processes: How many; ``None`` = one for each processor.
-        initializer: What each calls first.
-        initargs: What that is called with.
-        maxtasksperchild: After how many tasks a process is replaced; ``None`` = never.
-    """
-    return _context.Pool(processes, initializer, initargs, maxtasksperchild)
 
 
 def current_process() -> BaseProcess:

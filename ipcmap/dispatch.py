@@ -14,10 +14,10 @@ Guards
   lead   the ring of answers, and the order in which they are dealt with. Who holds it may
          wait for answers; the lock is taken inside it, and never the other way round.
 What an exception of a signal handler breaks off is done again: an answer stays in ``_taken``
-until it is dealt with, and in ``_finished`` until its future has it; and what is said of tasks
-and seats is mended (workforce.py). Where the ring of answers is plain Python, an answer could
-be lost between the ring and ``_taken``: there the main thread, which handlers run in, never
-leads.
+until it is dealt with, and in ``_finished`` until its future has it, and a call in ``_answered``
+until it is told; and what is said of tasks and seats is mended (workforce.py). Where the ring of
+answers is plain Python, an answer could be lost between the ring and ``_taken``: there the main
+thread, which handlers run in, never leads.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from ipcmap.arena import Arena
 from ipcmap.errors import BusyError
 from ipcmap.messages import CHECKED, DIED, TAIL, UNPREPARED, forms_of, load
 from ipcmap.seats import Seat
-from ipcmap.tasks import Function, MapCall, Task
+from ipcmap.tasks import Function, MapCall, Owner, Task
 from ipcmap.worker import Blueprint
 from ipcmap.workforce import STUCK, Workforce
 
@@ -82,8 +82,10 @@ class Dispatcher(Workforce):
         self._in_one_step = blueprint.engine == "native"
         self._lead = threading.Lock()
         self._leader = 0  # the thread that waits for answers in pull()
+        self._waits_in: threading.Condition | None = None  # the main thread, where handlers run
         self._led = 0  # how often somebody other than the manager has led
         self._taken: deque[list[bytes]] = deque()
+        self._answered: set[MapCall] = set()  # and not told so
         self._notices: deque[bytes] = deque()  # to be put behind the answers that are there
         # What of them was taken: kind, index and pid.
         self._noticed: deque[tuple[int, int, int]] = deque()
@@ -94,6 +96,7 @@ class Dispatcher(Workforce):
         self._hurried = self._asleep = False
         self._moved = time.monotonic()  # when something came, or the last line was said
         self._over = False
+        self.ends_at_exit = False  # and with its last handle; or its tasks are done first
         self._wake = -1
         _dispatchers.add(self)
         if _exits_of != [self.pid]:
@@ -146,11 +149,14 @@ class Dispatcher(Workforce):
                 self._changing = False
         if interrupts or self._asleep:
             self.wake()
-        if self.lacks_workers and not interrupts and self.manager is not threading.current_thread():
+        if self.lacks_workers:
             self._await_workers()
 
     def _await_workers(self) -> None:
-        """Wait until the manager has had a worker forked, or tried to."""
+        """Wait until the manager has had workers forked that are wanting, or has tried to."""
+        # It needs the lock, which this thread may have: it has been interrupted by a handler.
+        if self.lock._is_owned() or self.manager is threading.current_thread():
+            return
         # Not a Condition: a handler that raises in its __enter__, which is Python, leaves it locked.
         gate = threading.Lock()
         gate.acquire()
@@ -158,6 +164,23 @@ class Dispatcher(Workforce):
         self._awaiting.append(gate)
         while self._rounds == rounds and self.lacks_workers and not gate.acquire(timeout=_LED):
             pass
+
+    def staff(self) -> None:
+        """Fork all workers, now and whenever one has ended.
+
+        Raises:
+            BrokenProcessPool: No worker can be forked.
+            RuntimeError: It was shut down.
+        """
+        with self.lock:
+            self.check()
+            if self.manager is None or self.manager.ident is None:
+                self._begin()
+            self.keeps_all = True
+        self.wake()
+        self._await_workers()
+        if not self._has_hired:
+            self.check()
 
     def _begin(self) -> None:
         if self._wake < 0:
@@ -194,9 +217,7 @@ class Dispatcher(Workforce):
             self._check_calls()
             left = deadline.slice(_SLICE)
             if self._lead.locked() or self._over or not self._may_lead():
-                with condition:
-                    if not done():
-                        condition.wait(min(left, _LED))
+                self._wait(done, condition, min(left, _LED))
             else:
                 with self._lead:
                     self._led += 1
@@ -205,6 +226,18 @@ class Dispatcher(Workforce):
             self.settle()
             if not left:
                 return
+
+    def _wait(
+        self, done: Callable[[], bool], condition: threading.Condition, timeout: float
+    ) -> None:
+        before = self._waits_in
+        if threading.current_thread() is threading.main_thread():
+            self._waits_in = condition
+        with condition:
+            if not done():
+                condition.wait(timeout)
+        if threading.current_thread() is threading.main_thread():
+            self._waits_in = before
 
     def _may_lead(self) -> bool:
         """Return whether no answer is lost if a signal handler raises; else have it done."""
@@ -216,7 +249,8 @@ class Dispatcher(Workforce):
 
     def _check_calls(self) -> None:
         leads = self._leader == threading.get_ident() and self._lead.locked()
-        if leads or self.lock._is_owned():
+        waits_in: Any = self._waits_in  # whoever settles needs it
+        if leads or self.lock._is_owned() or (waits_in is not None and waits_in._is_owned()):
             raise BusyError(
                 "a signal handler cannot wait for an executor amid whose own call it was called: "
                 f"pid={self.pid}; return from the handler first"
@@ -266,7 +300,7 @@ class Dispatcher(Workforce):
             self._moved = time.monotonic()
         taken, tasks, unpack, tail = self._taken, self.tasks, TAIL.unpack_from, -TAIL.size
         seat: Seat | None = None
-        calls: set[MapCall] | tuple[()] = ()
+        calls = self._answered
         while taken:
             for record in taken[0]:
                 number, kind = unpack(record, tail)
@@ -276,12 +310,12 @@ class Dispatcher(Workforce):
                         self._notice(kind, record)
                     continue
                 seat, owner = task.seat, task.owner
-                if type(owner) is MapCall:
+                if type(owner) is MapCall or isinstance(owner, MapCall):  # the first is fast
                     owner.answers[task.index] = record
                     if owner.waiters and owner not in calls:
-                        calls = {owner, *calls}
+                        calls.add(owner)
                 else:
-                    self._finished[number] = owner, record  # type: ignore[assignment]
+                    self._finished[number] = owner, record
                 if seat is not None:
                     held = seat.held
                     held.pop(number, None)
@@ -291,8 +325,9 @@ class Dispatcher(Workforce):
             taken.popleft()
         if seat is not None and self.seats.get(seat.index) is seat:
             self._measure(seat)
-        for call in calls:
+        for call in [*calls]:
             call.notify()
+            calls.discard(call)
 
     def settle(self) -> None:
         """Give the futures their answers; callbacks are called, so nothing may be held."""
@@ -301,6 +336,15 @@ class Dispatcher(Workforce):
             for number, (future, answer) in list(finished.items()):
                 future.settle(answer)
                 finished.pop(number, None)
+
+    def finish(self, owner: Owner) -> None:
+        """Have an owner settled, whose answers have all been dealt with; called with the lock."""
+        self._finished[next(self.numbers)] = owner, b""
+
+    def nudge(self) -> None:
+        """Have whoever waits for answers look whether there is need to."""
+        with self.lock:
+            self._nudge()
 
     def _notice(self, kind: int, record: bytes) -> None:
         if kind in (DIED, CHECKED):
@@ -347,6 +391,7 @@ class Dispatcher(Workforce):
             if self._given_up or self._clearing:
                 self._do_what_was_left()
             self._look_at_the_clock()
+            self._kill_who_stayed()
             self._say_if_stalled()
             self.settle()
             quiet = 0 if self.tasks else quiet + 1
@@ -419,7 +464,7 @@ class Dispatcher(Workforce):
             while self._hire():
                 self._feed()
             self._changing = False
-        self._rounds += 1
+            self._rounds += 1
         while self._awaiting:
             self._awaiting.popleft().release()
         if noticed:
@@ -450,6 +495,8 @@ class Dispatcher(Workforce):
         """Be shut down, since nobody can give it a task any more; called by a finalizer."""
         if self.is_ours:
             self.closing = True
+            if self.ends_at_exit:
+                self._grace = Deadline(0)
             if self.manager is None or self.manager.ident is None:
                 self._finish()
             else:
@@ -462,6 +509,9 @@ class Dispatcher(Workforce):
                 return
             self._over = True
             self._dismiss_all()
+        self._see_them_off()
+        with self._lead, self.lock:
+            self._give_back()
             if self._wake >= 0:
                 self._epoll.close()
                 os.close(self._wake)
@@ -474,11 +524,14 @@ _exits_of: list[int] = []  # the pid whose end calls _end_all
 
 @atexit.register
 def _end_all() -> None:
-    """Let the tasks of this process's executors be done before it exits; not after a Ctrl-C."""
+    """Let the tasks of this process's executors be done before it exits; not after a Ctrl-C.
+
+    Those of a pool are not, as of multiprocessing's.
+    """
     interrupted = _was_interrupted()
     for dispatcher in list(_dispatchers):
         if dispatcher.is_ours:
-            if interrupted:
+            if interrupted or dispatcher.ends_at_exit:
                 dispatcher.drop_waiting()
                 dispatcher.settle()
                 dispatcher.end_workers(kill=True)

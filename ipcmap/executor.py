@@ -17,10 +17,10 @@ from ipcmap._deadline import Deadline
 from ipcmap.arena import Arena, default_arena
 from ipcmap.dispatch import Dispatcher
 from ipcmap.executor_statistics import ExecutorStatistics
-from ipcmap.messages import KEYWORDS, RETURNED, TAIL, dump_function, joined
+from ipcmap.messages import KEYWORDS, RETURNED_END, TAIL, dump, dump_function, joined
 from ipcmap.progress import progress_bar
 from ipcmap.ring import Ring
-from ipcmap.tasks import Function, MapCall, Task, TaskFuture, outcome
+from ipcmap.tasks import Function, MapCall, Owner, Task, TaskFuture, outcome
 from ipcmap.worker import Blueprint, Cells
 
 __all__ = ["ProcessPoolExecutor"]
@@ -65,6 +65,7 @@ class ProcessPoolExecutor(Executor):
     """
 
     _early = False  # whether workers see the program as prefork() saw it, if it was called
+    _dump_result = staticmethod(dump)  # where it has no short form
 
     def __init__(
         self,
@@ -103,6 +104,7 @@ class ProcessPoolExecutor(Executor):
             max_tasks_per_child or 0,
             max_rss or 0,
             max(1, _default_workers() // workers),
+            self._dump_result,
         )
         blueprint.initialise()
         self._dispatcher = Dispatcher(blueprint, arena, workers, early=self._early)
@@ -119,11 +121,18 @@ class ProcessPoolExecutor(Executor):
             BrokenProcessPool: An initializer failed, or no worker can be forked.
             RuntimeError: The executor was shut down, or belongs to another process.
         """
+        future: TaskFuture[T] = TaskFuture(self._dispatcher, self._timeout, self._retries)
+        future._task = self._submit(future, fn, args, kwargs)
+        return future
+
+    def _submit(
+        self, owner: Owner, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Task | None:
+        """Have a call made; return its task, ``None`` = it cannot be pickled, as the owner knows."""
         dispatcher = self._dispatcher
-        future: TaskFuture[T] = TaskFuture(dispatcher, self._timeout, self._retries)
         number = next(dispatcher.numbers)
         try:
-            future.function = function = self._function(fn)
+            owner.function = function = self._function(fn)
             if kwargs:
                 tail = TAIL.pack(number, function.number | KEYWORDS)
                 record = joined(dispatcher.dump((args, kwargs)), tail)
@@ -131,11 +140,11 @@ class ProcessPoolExecutor(Executor):
                 record = joined(dispatcher.dump(args), TAIL.pack(number, function.number))
         except Exception as error:
             dispatcher.check()
-            future.set_exception(error)
-            return future
-        future._task = task = Task(number, record, future, 0)
+            owner.settle(error)
+            return None
+        task = Task(number, record, owner, 0)
         dispatcher.add((task,), timed=self._timeout is not None)
-        return future
+        return task
 
     async def asubmit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Have ``fn(*args, **kwargs)`` done, and return its result, in asyncio.
@@ -265,7 +274,7 @@ class ProcessPoolExecutor(Executor):
                     count += 1
                     break
                 index += 1
-                if type(answer) is bytes and answer.endswith(_RETURNED):
+                if type(answer) is bytes and answer.endswith(RETURNED_END):
                     yield load(answer)
                 else:
                     yield _value(answer)
@@ -330,7 +339,8 @@ class ProcessPoolExecutor(Executor):
     def terminate_workers(self) -> None:
         """Cancel what was not begun, end the workers by ``SIGTERM``, and shut down.
 
-        What they had in hand raises :class:`WorkerDied`.
+        What they had in hand raises :class:`WorkerDied`. Who has not ended after 5 seconds
+        is killed.
         """
         self._end_workers(kill=False)
 
@@ -389,9 +399,6 @@ class ProcessPoolExecutor(Executor):
 
 class _Keeper:
     """Ends with the last handle of an executor."""
-
-
-_RETURNED = TAIL.pack(0, RETURNED)[-8:]
 
 
 def _value(answer: bytes | BaseException) -> Any:

@@ -32,12 +32,14 @@ __all__ = [
     "NUDGE",
     "RAISED",
     "RETURNED",
+    "RETURNED_END",
     "TAIL",
     "UNLOADABLE",
     "UNPREPARED",
     "cause_from",
     "dump",
     "dump_function",
+    "dump_plainly",
     "forms_of",
     "joined",
     "load",
@@ -53,16 +55,22 @@ UNPREPARED, DIED, NUDGE = 3, 4, 5  # notices: the initializer failed; a worker d
 CHECKED = 6  # notice: the answers that a worker had given by then have been taken
 _CODEC = PickleCodec()
 _TAILED = b"\x80o"  # how records begin that may have something behind them
+RETURNED_END: Final = TAIL.pack(0, RETURNED)[-8:]  # how every result ends
 
 
 def dump(obj: Any) -> bytes | Sequence[bytes | memoryview]:
     """Return the record of an object, or its parts; with cloudpickle where pickle cannot."""
-    buffers: list[pickle.PickleBuffer] = []
     try:
-        pickled = pickle.dumps(obj, 5, buffer_callback=buffers.append)
-        return _CODEC.dumps(obj) if buffers else pickled
+        return dump_plainly(obj)
     except Exception as error:
         return _dump_by_value(obj, error)
+
+
+def dump_plainly(obj: Any) -> bytes | Sequence[bytes | memoryview]:
+    """Return the record of an object, or its parts, as pickle alone makes it."""
+    buffers: list[pickle.PickleBuffer] = []
+    pickled = pickle.dumps(obj, 5, buffer_callback=buffers.append)
+    return _CODEC.dumps(obj) if buffers else pickled
 
 
 def dump_function(function: Any) -> bytes:
@@ -94,8 +102,13 @@ def load(record: bytes) -> Any:
     return _CODEC.loads(record if record[0] in _TAILED else record[: -TAIL.size])
 
 
-def forms_of(ring: Any) -> tuple[Callable[[Any], Any], Callable[[bytes], Any]]:
-    """Return the ``dump`` and ``load`` for records of a ring: in C where it has them."""
+def forms_of(
+    ring: Any, dump: Callable[[Any], Any] = dump
+) -> tuple[Callable[[Any], Any], Callable[[bytes], Any]]:
+    """Return ``dump`` and ``load`` for records of a ring: in C where it has them.
+
+    ``dump`` makes a record of what has no short form there.
+    """
     if not hasattr(ring, "_dump"):
         return dump, load
     read, tail = ring._load, -TAIL.size

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from ipcmap._core import liveness
 from ipcmap.arena import Arena
-from ipcmap.errors import IpcmapError
+from ipcmap.errors import ClosedError, IpcmapError
 from ipcmap.executor_statistics import ExecutorWorker
 from ipcmap.messages import numbers_of
 from ipcmap.ring import Ring
@@ -161,7 +161,7 @@ class Seat:
         """Take back what its worker has not taken yet."""
         back: list[Task] = []
         self.halfway = True
-        with contextlib.suppress(queue.Empty):
+        with contextlib.suppress(queue.Empty, ClosedError):  # dismissed, it has taken all
             back = self._taken_back(self.ring.get_many(timeout=0))
         self.halfway = False
         return back
@@ -233,7 +233,8 @@ class Seat:
             task.seat = None
         self.held.clear()
         self.ring.destroy()
-        self.process.close()
+        self.process.let_go()
+        del self.process
         self._cell.release()
         del self._cells
         return record, lost, rest

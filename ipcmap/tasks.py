@@ -14,7 +14,16 @@ from typing import Any, Protocol, TypeVar
 from ipcmap._deadline import Deadline
 from ipcmap.messages import RETURNED, TAIL, UNLOADABLE, load, numbers_of
 
-__all__ = ["Dispatcher", "Function", "MapCall", "Task", "TaskFuture", "TaskName", "outcome"]
+__all__ = [
+    "Dispatcher",
+    "Function",
+    "MapCall",
+    "Owner",
+    "Task",
+    "TaskFuture",
+    "TaskName",
+    "outcome",
+]
 
 T = TypeVar("T")
 
@@ -75,14 +84,29 @@ class Function:
         self.name: str = getattr(function, "__qualname__", None) or type(function).__qualname__
 
 
+class Owner(Protocol):
+    """Whom a task is for, or many, if it is called when all of them are done."""
+
+    function: Function
+
+    @property
+    def timeout(self) -> float | None:
+        """Seconds that a task may take."""
+
+    @property
+    def retries(self) -> int:
+        """How often a task is done again."""
+
+    def settle(self, answer: bytes | BaseException) -> None:
+        """Take the answer, with nothing held; only the first counts."""
+
+
 class Task:
     """Something to do, until it is done."""
 
     __slots__ = ("index", "number", "owner", "record", "seat")
 
-    def __init__(
-        self, number: int, record: bytes, owner: TaskFuture[Any] | MapCall, index: int
-    ) -> None:
+    def __init__(self, number: int, record: bytes, owner: Owner | MapCall, index: int) -> None:
         self.number, self.record, self.owner, self.index = number, record, owner, index
         self.seat: Any = None  # whose worker has it; None = it waits for one
 

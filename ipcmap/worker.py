@@ -37,7 +37,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -111,6 +111,7 @@ class Blueprint:
         max_tasks: After how many tasks a worker ends, 0 = never.
         max_rss: With how many bytes resident it ends after a task, 0 = never.
         blas_threads: How many threads a BLAS may use.
+        dump: What makes a record of a result that has no short form.
     """
 
     results: Ring
@@ -121,6 +122,7 @@ class Blueprint:
     max_tasks: int
     max_rss: int
     blas_threads: int
+    dump: Callable[[Any], bytes | Sequence[bytes | memoryview]]
 
     def initialise(self) -> None:
         """Make the cells, before anybody uses them."""
@@ -184,7 +186,7 @@ class _Worker:
         )
         swap, cell, at, clock = self.swap, self.cell, self.at + TASK, time.monotonic_ns
         functions, tail = self.functions, -TAIL.size
-        dump, load = forms_of(self.results)
+        dump, load = forms_of(self.results, self.blueprint.dump)
         max_tasks, max_rss = self.blueprint.max_tasks, self.blueprint.max_rss
         last = done = busy = 0
         while True:

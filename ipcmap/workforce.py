@@ -31,12 +31,13 @@ from concurrent.futures import CancelledError
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
+from ipcmap._deadline import Deadline
 from ipcmap.arena import Arena
 from ipcmap.errors import ArenaFull, CorruptError, IpcmapError, WorkerDied
 from ipcmap.executor_statistics import ExecutorStatistics
 from ipcmap.messages import NUDGE, TAIL
 from ipcmap.seats import Seat
-from ipcmap.tasks import MapCall, Task, TaskFuture
+from ipcmap.tasks import MapCall, Owner, Task
 from ipcmap.worker import Blueprint
 from ipcmap.zygote import Zygote, ZygoteProcess, zygote_for
 
@@ -48,6 +49,8 @@ _AHEAD = 500_000  # nanoseconds of work that it holds
 STUCK = 5_000_000  # nanoseconds: nothing waits behind a task that takes longer
 _STILLBORN = 3  # workers in a row, at least, that died before they were ready
 _PATIENCE = 0.01  # seconds for a task that was taken to be begun
+_GRACE = 5.0  # seconds for a worker to end of SIGTERM
+_LOOK = 0.1  # seconds between two looks whether that is over
 
 
 class Workforce:
@@ -77,7 +80,7 @@ class Workforce:
         self._blueprint, self._arena = blueprint, arena
         self._results, self._cells = blueprint.results, blueprint.cells()
         self._idle: dict[int, Seat] = {}
-        self._finished: dict[int, tuple[TaskFuture[Any], bytes | BaseException]] = {}
+        self._finished: dict[int, tuple[Owner, bytes | BaseException]] = {}
         self._tried: dict[int, int] = {}  # how often a task was lost, and is done again
         self._accused: deque[Seat] = deque()  # that drop() may have condemned
         self._overdue: set[int] = set()  # tasks whose workers are killed for them
@@ -85,8 +88,11 @@ class Workforce:
         self._ahead = 1
         self._looked = 0
         self._stillborn = 0
+        self._has_hired = False
         self._timed = False  # some tasks have a timeout
         self._killed = False  # by terminate_workers or kill_workers
+        self._grace: Deadline | None = None  # after which who was terminated is killed
+        self.keeps_all = False  # workers are forked before there are tasks for them
         self._zygote: Zygote | None = zygote_for(blueprint.work, early=early)
 
     @property
@@ -131,13 +137,10 @@ class Workforce:
 
     @property
     def lacks_workers(self) -> bool:
-        """Whether a task waits for a worker that is to be forked."""
-        return bool(
-            self.queue
-            and not self._idle
-            and len(self.seats) < self.max_workers
-            and self.broken is None
-        )
+        """Whether a worker is to be forked, for a task that waits or for those to come."""
+        if len(self.seats) >= self.max_workers or self.broken is not None:
+            return False
+        return bool(self.queue and not self._idle) or (self.keeps_all and not self.closing)
 
     def _stock_up(self) -> None:
         """Put short tasks before workers that will soon have none."""
@@ -238,6 +241,7 @@ class Workforce:
                 self._break(f"no worker can be forked: {error}", error)
             return False
         self.seats[index] = self._idle[index] = seat
+        self._has_hired = True
         self._watch(seat)
         return True
 
@@ -426,8 +430,8 @@ class Workforce:
         else:
             how = f"signal={record.signal}" if record.signal else f"exitcode={record.exitcode}"
             error = WorkerDied(
-                f"worker died while it did a task: task {task.name}, pid={record.pid}, {how}; the "
-                "executor goes on, and tries again where it is asked to (retries=)",
+                f"worker died while it did a task: task {task.name}, pid={record.pid}, {how}; all "
+                "others go on, and an executor tries again where it is asked to (retries=)",
                 record,
                 task.name,
             )
@@ -472,13 +476,28 @@ class Workforce:
                     seat.process.kill()
                 else:
                     seat.terminate()
+            self._grace = None if kill else Deadline(_GRACE)
+
+    def _kill_who_stayed(self) -> None:
+        """Kill whom SIGTERM has not ended in time."""
+        if self._grace is not None and not self._grace.remaining():
+            self.end_workers(kill=True)
 
     def _dismiss_all(self) -> None:
-        """Let the workers go, and give everything back."""
+        """Let the workers go."""
         if self.broken is not None:
             self.end_workers(kill=True)
         for seat in self.seats.values():
             seat.dismiss()
+
+    def _see_them_off(self) -> None:
+        """Wait until all workers have ended; without the lock, which whoever kills them needs."""
+        for seat in list(self.seats.values()):
+            while seat.process.exit_record is None:
+                self._kill_who_stayed()
+                seat.process.join(_LOOK)
+
+    def _give_back(self) -> None:
         while self.seats:
             self.seats.popitem()[1].clear()
         self._idle.clear()

@@ -249,6 +249,10 @@ class ZygoteProcess(Process):
         self._sentinel = self._popen.sentinel
         process._children.add(self)  # type: ignore[attr-defined]
 
+    def let_go(self) -> None:
+        """Be nobody's child any more, having ended; its pidfd goes with the last reference."""
+        process._children.discard(self)  # type: ignore[attr-defined]
+
     def resume(self) -> None:
         """Let it go on, if it was stopped."""
         assert self._popen is not None
@@ -326,7 +330,12 @@ def _forget_early() -> None:
 
 
 def _other_threads() -> list[str]:
-    return [one.name for one in threading.enumerate() if one is not threading.current_thread()]
+    """Name the threads beside this one, but for ours, which hold nothing that a child takes."""
+    return [
+        one.name
+        for one in threading.enumerate()
+        if one is not threading.current_thread() and not one.name.startswith("ipcmap: ")
+    ]
 
 
 def _warn_of_threads() -> None:

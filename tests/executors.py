@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from ipcmap import Arena, ProcessPoolExecutor, Ring
+from ipcmap import Arena, Pool, ProcessPoolExecutor, Ring
 from processes import read
 
 
@@ -125,3 +125,87 @@ class Undumpable:
 
     def __reduce__(self) -> tuple[Any, ...]:
         raise ValueError("not to be dumped")
+
+
+def make_undumpable() -> Undumpable:
+    """Return what cannot be dumped."""
+    return Undumpable()
+
+
+def record_number(ring: Ring, item: int) -> int:
+    """Put a record for each number."""
+    if not isinstance(item, int):
+        raise ValueError("no number")
+    return record(ring, item)
+
+
+def fail_always(_: object) -> None:
+    """Raise, whatever comes."""
+    raise ValueError("from a callback")
+
+
+def interrupt(_: object) -> None:
+    """Raise as a signal handler does."""
+    raise KeyboardInterrupt
+
+
+def squares_of_pool(count: int) -> list[int]:
+    """Have a pool of this process's own do it."""
+    with Pool(2) as pool:
+        return pool.starmap(pow, [(item, 2) for item in range(count)], 1)
+
+
+class Recorder:
+    """Puts a record for each call."""
+
+    def __init__(self, ring: Ring) -> None:
+        self.ring = ring
+
+    def __call__(self, item: int) -> int:
+        """Do it."""
+        return record(self.ring, item)
+
+
+class Waiter:
+    """Says that a call has begun, and waits until something comes through the gate."""
+
+    def __init__(self, said: Ring, gate: Ring) -> None:
+        self.said, self.gate = said, gate
+
+    def __call__(self, item: int) -> object:
+        """Do it."""
+        return say_and_wait(self.said, self.gate, item)
+
+
+class Blocker(Waiter):
+    """Does so for one item."""
+
+    def __init__(self, said: Ring, gate: Ring, blocking: int) -> None:
+        super().__init__(said, gate)
+        self.blocking = blocking
+
+    def __call__(self, item: int) -> object:
+        """Return the item."""
+        return super().__call__(item) if item == self.blocking else item
+
+
+class Fatal:
+    """Kills whoever calls it with one item."""
+
+    def __init__(self, item: int) -> None:
+        self.item = item
+
+    def __call__(self, item: int) -> int:
+        """Return the item."""
+        return die_on(item, self.item)
+
+
+def record_or_die(ring: Ring, item: int, fatal: int) -> int:
+    """Put a record for each call but the fatal one."""
+    return record(ring, die_on(item, fatal))
+
+
+def ignore_and_wait(said: Ring, gate: Ring) -> object:
+    """Wait, and do not end of SIGTERM."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    return say_and_wait(said, gate)

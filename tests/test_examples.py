@@ -315,6 +315,18 @@ def test_talking_workers_are_heard_until_each_has_ended(folder: Path) -> None:
     assert os.listdir(folder) == []
 
 
+def test_pool_goes_on_after_each_death(folder: Path) -> None:
+    """One item in a hundred is lost with its worker, and no item is taken too early."""
+    finished = run("pool_goes_on.py")
+    arrived, lost, after = finished.stdout.splitlines()
+
+    assert (finished.returncode, finished.stderr) == (0, "")
+    assert numbers(arrived) == [990, 1000, 50]
+    assert arrived.endswith("True")
+    assert numbers(lost) == [*range(99, 1000, 100)]
+    assert numbers(after) == [1, 2, 3]
+
+
 def test_flaky_fan_out_loses_what_is_hopeless_alone(folder: Path) -> None:
     """One item crashes for good, one hangs for good, and all others arrive."""
     finished = run("flaky_fan_out.py")

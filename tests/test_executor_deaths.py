@@ -469,18 +469,31 @@ class DamagedRing:
         raise CorruptError("ring is damaged")
 
 
+def test_an_executor_ends_where_the_kernel_reaps_its_workers(engine: str, arena: Arena) -> None:
+    """Nobody learns their exit codes then."""
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        with ProcessPoolExecutor(2, arena=arena) as executor:
+            assert list(executor.map(work.same, range(20))) == list(range(20))
+            pids = [*executor._processes]
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+    assert pids
+    assert all(map(work.is_gone, pids))
+
+
 def test_nobody_waits_in_what_is_given_back(
     executor: ProcessPoolExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The end has the lead; who takes it afterwards finds nothing to wait for."""
     dispatcher = executor._dispatcher
-    dismiss, led = dispatcher._dismiss_all, []
+    give_back, led = dispatcher._give_back, []
 
-    def dismiss_and_look() -> None:
+    def look_and_give_back() -> None:
         led.append(dispatcher._lead.locked())
-        dismiss()
+        give_back()
 
-    monkeypatch.setattr(dispatcher, "_dismiss_all", dismiss_and_look)
+    monkeypatch.setattr(dispatcher, "_give_back", look_and_give_back)
     assert executor.submit(work.same, 1).result() == 1
 
     executor.shutdown()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import threading
 from collections.abc import Iterator
 from concurrent.futures import Future
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 import executors as work
 from interrupts import Interrupted, interrupted
 from ipcmap import Arena, BusyError, ProcessPoolExecutor, Ring
+from ipcmap._deadline import Deadline
 
 MODULES = {"ipcmap.dispatch", "ipcmap.workforce", "ipcmap.seats"}
 OTHERS = 6
@@ -171,6 +173,33 @@ def test_a_task_on_its_way_arrives_at_an_idle_worker(stage: Stage, after: bool) 
     assert stage.executor.submit(work.same, 8).result(20) == 8
     work.wait_until(lambda: not stage.dispatcher.tasks)
     assert stage.said.get_many(timeout=0) == [b"7"]
+
+
+def test_who_has_been_interrupted_with_the_lock_may_submit(stage: Stage) -> None:
+    """The manager forks the worker for it, and needs the lock too."""
+    with stage.dispatcher.lock:
+        future = stage.executor.submit(work.same, 7)
+    assert future.result(20) == 7
+
+
+def test_who_has_been_interrupted_before_it_waits_cannot_wait_for_the_end(stage: Stage) -> None:
+    """The manager needs the condition to settle what was waited for."""
+    stage.set()
+    condition: Any = threading.Condition()
+    refused: list[BusyError] = []
+
+    def look() -> bool:
+        if condition._is_owned():
+            with pytest.raises(BusyError) as caught:
+                stage.executor.shutdown()
+            refused.append(caught.value)
+        return bool(refused)
+
+    with stage.dispatcher._lead:
+        stage.dispatcher.pull(look, condition, Deadline(None))
+    assert len(refused) == 1
+    stage.is_whole()
+    stage.executor.shutdown()
 
 
 def test_a_handler_amid_a_submission_may_submit_and_not_wait(stage: Stage) -> None:

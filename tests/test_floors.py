@@ -51,6 +51,8 @@ FLOORS: list[list[set[str]]] = [
         {"workforce"},
         {"dispatch"},
         {"supervisor", "executor"},
+        {"pool_results"},
+        {"pool_streams"},
         {"pool"},
         {"context"},
     ],
