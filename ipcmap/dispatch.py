@@ -93,7 +93,7 @@ class Dispatcher(Workforce):
         self._awaiting: deque[threading.Lock] = (
             deque()
         )  # a lock of each who waits for the manager's round
-        self._hurried = self._asleep = False
+        self._hurried = self._asleep = self._calls_back = False
         self._moved = time.monotonic()  # when something came, or the last line was said
         self._over = False
         self.ends_at_exit = False  # and with its last handle; or its tasks are done first
@@ -162,8 +162,9 @@ class Dispatcher(Workforce):
         gate.acquire()
         rounds = self._rounds
         self._awaiting.append(gate)
-        while self._rounds == rounds and self.lacks_workers and not gate.acquire(timeout=_LED):
-            pass
+        while self._rounds == rounds and self.lacks_workers and not self._calls_back:
+            if gate.acquire(timeout=_LED):
+                break
 
     def staff(self) -> None:
         """Fork all workers, now and whenever one has ended.
@@ -337,6 +338,15 @@ class Dispatcher(Workforce):
                 future.settle(answer)
                 finished.pop(number, None)
 
+    def _call_back(self) -> None:
+        """Settle, as the manager: who waits for it may hold what a callback waits for."""
+        if self._finished:
+            self._calls_back = True
+            try:
+                self.settle()
+            finally:
+                self._calls_back = False
+
     def finish(self, owner: Owner) -> None:
         """Have an owner settled, whose answers have all been dealt with; called with the lock."""
         self._finished[next(self.numbers)] = owner, b""
@@ -393,7 +403,7 @@ class Dispatcher(Workforce):
             self._look_at_the_clock()
             self._kill_who_stayed()
             self._say_if_stalled()
-            self.settle()
+            self._call_back()
             quiet = 0 if self.tasks else quiet + 1
             if self._lead.locked():
                 wait = _LED
@@ -402,7 +412,7 @@ class Dispatcher(Workforce):
             ):
                 with self._lead:
                     self._pump(_LED)
-                self.settle()
+                self._call_back()
                 wait = 0
                 if not self.tasks:
                     self._hurried = False

@@ -243,6 +243,23 @@ def test_futures_are_those_of_the_standard_library(executor: ProcessPoolExecutor
     called.wait()
 
 
+def test_a_submit_waits_for_no_callback(arena: Arena) -> None:
+    """Though it wants another worker: who submits may hold what the callback waits for."""
+    entered, free = threading.Event(), threading.Event()
+
+    def wait_until_free(_: object) -> None:
+        entered.set()
+        free.wait()
+
+    with ProcessPoolExecutor(2, arena=arena) as executor:
+        executor.submit(work.same, 1).add_done_callback(wait_until_free)
+        entered.wait()
+        tasks = [executor.submit(work.same, item) for item in range(5)]
+        free.set()
+
+        assert [task.result() for task in tasks] == [*range(5)]
+
+
 def test_a_callback_may_submit_and_wait(executor: ProcessPoolExecutor) -> None:
     """It holds nothing that others need."""
     results: list[int] = []
