@@ -233,13 +233,12 @@ def test_an_interrupt_in_a_callback_leaves_the_result_ready(pool: Pool) -> None:
 
 def test_a_wait_that_is_broken_off_loses_no_result(pool: Pool) -> None:
     """Whichever line it has come to: the next wait gets them."""
-    for at in itertools.count(1):
+    broken_off = 0
+    for at in range(1, 100):
         result = pool.map_async(work.same, range(5), 1)
-        broken_off = interrupted(result.get, MODULES, at)
+        broken_off += interrupted(result.get, MODULES, at)
         assert result.get(20) == list(range(5))
-        if not broken_off:
-            break
-    assert at > 10
+    assert broken_off > 10  # not all: they may be there before they are asked for
 
 
 # Iterables
@@ -262,7 +261,8 @@ def test_no_more_is_taken_than_may_be(pool: Pool, name: str) -> None:
         read.append(next(results))
         assert len(taken) <= count + 5
     work.wait_until(lambda: len(taken) == 99 + 5)
-    assert sorted(read)[:90] == list(range(90))
+    assert len({*read}) == 99  # in any order, perhaps: a worker may be late
+    assert {*read} < {*range(99 + 5)}
 
 
 def test_chunks_are_taken_whole(pool: Pool) -> None:
