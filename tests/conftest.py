@@ -47,6 +47,11 @@ elif importlib.util.find_spec("test.test_concurrent_futures") is None:
     collect_ignore_glob.append("conformance/*futures*")
 
 
+def pytest_lane_start() -> None:
+    """Be a family of one's own: what other lanes have in their default arena is not to be counted."""
+    ipcmap.arena._default = ipcmap.Arena()
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--engine", choices=ENGINES, help="run on this engine alone")
 
