@@ -90,9 +90,7 @@ class Dispatcher(Workforce):
         # What of them was taken: kind, index and pid.
         self._noticed: deque[tuple[int, int, int]] = deque()
         self._rounds = 0  # how often workers were forked, if any were wanting
-        self._awaiting: deque[threading.Lock] = (
-            deque()
-        )  # a lock of each who waits for the manager's round
+        self._awaiting: deque[threading.Lock] = deque()  # of those who wait for the next of them
         self._hurried = self._asleep = self._calls_back = False
         self._moved = time.monotonic()  # when something came, or the last line was said
         self._over = False

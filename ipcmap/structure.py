@@ -10,7 +10,6 @@ shared by the first fork after its birth, and by the first pickle.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import weakref
 from collections.abc import Callable, Iterable
@@ -185,15 +184,18 @@ def leave_behind(free: Callable[[], bool]) -> None:
 def free_left_behind() -> None:
     """Free what could not be freed before, up to the first that cannot be now."""
     for _ in range(len(_left_behind)):
-        with contextlib.suppress(IndexError):  # another thread was faster
-            free, done = _left_behind.pop(0), False
-            try:
-                done = free()
-            finally:
-                if not done:
-                    leave_behind(free)
+        try:
+            free = _left_behind.pop(0)
+        except IndexError:  # another thread was faster
+            return
+        done = False
+        try:
+            done = free()
+        finally:
             if not done:
-                break
+                leave_behind(free)
+        if not done:
+            return
 
 
 def _share_all() -> None:

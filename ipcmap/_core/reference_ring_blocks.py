@@ -327,7 +327,8 @@ class RingBlocks(RingWaiting):
     def end_lease(self, cell: Cell) -> Cell:
         """End the lease of a block, which is one's own to free from here on; return it so.
 
-        However long somebody holds up the freeing, the record does not come again. Twice is once.
+        However long somebody holds up the freeing, the record does not come again. It is not to
+        be called again once the block was given to be freed: its tag may be another's then.
         """
         self._place.allocator.pass_on(cell, self._place.known(), Kind.RECORD)  # L3 end
         return cell._replace(kind=Kind.RECORD)
