@@ -28,6 +28,7 @@ pytest_plugins = [
     "executors",
     "families",
     "listening",
+    "pipe_ends",
 ]
 
 ENGINES = [*reversed(ipcmap._core.engines)]

@@ -6,40 +6,21 @@ import asyncio
 import os
 import random
 import signal
-from collections.abc import Iterator
 from itertools import count
 
 import pytest
 
 from children import Fork
-from ipcmap import Connection, Pipe, Semaphore, aio
+from ipcmap import Pipe, Semaphore, aio
 from ipcmap import connection_handle as handles
 from listening import PATIENCE
 from monitor_harness import stop
+from pipe_ends import Ends
 from test_aio import descriptors, run, wait_for_the_others
 
 pytestmark = pytest.mark.usefixtures("collected", "ring_type")  # on both engines
 
-Ends = tuple[Connection, Connection]
 LENGTHS = [0, 1, 100, 30_000, 40_000, 70_000, 1 << 20]
-
-
-@pytest.fixture
-def ends() -> Iterator[Ends]:
-    """The two ends of a pipe."""
-    first, second = Pipe()
-    yield first, second
-    first.close()
-    second.close()
-
-
-@pytest.fixture
-def one_way() -> Iterator[Ends]:
-    """Who receives, and who sends."""
-    reader, writer = Pipe(duplex=False)
-    yield reader, writer
-    reader.close()
-    writer.close()
 
 
 def message(number: int, nbytes: int) -> bytes:

@@ -14,7 +14,6 @@ import select
 import signal
 import socket
 import threading
-from collections.abc import Iterator
 from multiprocessing import connection as standard
 from multiprocessing import resource_sharer
 from typing import Any
@@ -28,30 +27,12 @@ from families import Stores, _Watched
 from ipcmap import Arena, Connection, Pipe, Process, Semaphore, ended_pipes
 from ipcmap._core import ring_layout
 from ipcmap._core.reference_cells import Cell
+from pipe_ends import Ends
 
 pytestmark = pytest.mark.usefixtures("ring_type")  # on both engines
 
 LARGE = 3 << 20
 wait: Any = standard.wait  # its annotation names multiprocessing's own connections
-Ends = tuple[Connection, Connection]
-
-
-@pytest.fixture
-def ends() -> Iterator[Ends]:
-    """The two ends of a pipe."""
-    first, second = Pipe()
-    yield first, second
-    first.close()
-    second.close()
-
-
-@pytest.fixture
-def one_way() -> Iterator[Ends]:
-    """Who receives, and who sends."""
-    reader, writer = Pipe(duplex=False)
-    yield reader, writer
-    reader.close()
-    writer.close()
 
 
 def mode(reader: Connection) -> int:

@@ -391,7 +391,7 @@ def test_a_child_of_the_parent_takes_nothing_away(
 
 
 PARENT = """
-import os, time
+import os, signal, time
 import ipcmap
 
 def wait(_=None):
@@ -404,6 +404,7 @@ def items():
     time.sleep(3600)
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a background job
     pool = ipcmap.Pool(2)
     results = pool.imap(wait, items())
     {end}
