@@ -200,7 +200,9 @@ class SemaphoreCore(Monitor):
         if self._words[at.TRAVELS]:
             return []
         who, counts = self._ledger()
-        return [Holding(holder, 0, 0) for holder, count in zip(who, counts, strict=True) if count]
+        still, _ = self._ledger()  # an entry may be another's by the time its count is read
+        ledger = zip(who, counts, still, strict=True)
+        return [Holding(holder, 0, 0) for holder, count, now in ledger if count and holder == now]
 
     def _settle(self, holder: int, keep: bool) -> bool:
         words = self._words
