@@ -89,7 +89,7 @@ class Listener:
             self._fd, self._timer = self._pipe, -1
             if timed:
                 self._wait_for_timer_too()
-            self._cell = listeners.listen(self._pipe)
+            self._cell = listeners.listen(self._pipe, exact=not timed)
             _add(self)
             self._arm(_seen(listeners))
         except BaseException:
@@ -182,16 +182,19 @@ class Listener:
             if self._timer >= 0:
                 slice_ = _SLICE if seconds is None else _slice_of(seconds)
                 libc.timerfd_settime(self._timer, 0, slice_, None)
-            with contextlib.suppress(BlockingIOError):
-                os.read(self._pipe, _ALL)
+            self._drain()
             armed = self._timer >= 0  # or else readable in vain, if somebody is stopped
             with contextlib.suppress(Stalled, BlockingIOError):
                 try:
                     if seen is not None:
-                        armed = self._listeners.arm(self._cell, seen, deadline)
+                        armed = self._listeners.arm(self._cell, seen, self._drain, deadline)
                 finally:
                     if not armed:
                         os.write(self._pipe, b"\0")
+
+    def _drain(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.read(self._pipe, _ALL)
 
     def _drop(self) -> None:
         """Close the descriptors of this process."""

@@ -249,9 +249,10 @@ def test_a_killed_listener_costs_one_put_a_look(ring_type: type[Ring], fork: For
         sleeper = fork(sleep)
         while not ring._core._words[at.CONSUMERS_SLEEPING] & at.SLEEPING:
             os.sched_yield()
-        ring.put(b"x")
+        ring.put_many([b"x", b"x"])
         assert ring._core._words[at.CONSUMERS_SLEEPING] <= at.SLEEPING
         assert is_readable(listener)
+        assert taken(ring) == b"x"
         assert sleeper.wait() == 0
     ring.destroy()
     assert blocks() == at_first

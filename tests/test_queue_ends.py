@@ -8,10 +8,11 @@ import multiprocessing.connection
 import multiprocessing.pool
 import os
 import pickle
+import select
 import selectors
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
@@ -19,7 +20,11 @@ from typing import Any
 import pytest
 
 from children import Fork, die
-from ipcmap import Arena, Queue, SimpleQueue
+from ipcmap import Arena, Queue, Ring, SimpleQueue
+from ipcmap._core import reference_listeners
+from ipcmap._core import reference_sections as sections
+from ipcmap._core.reference_listeners import Known, Listeners, write_to
+from ipcmap.listener import Listener
 from ring_harness import Stores
 
 pytestmark = [
@@ -121,6 +126,60 @@ def test_the_descriptor_is_readable_with_a_record_alone(objects: SimpleQueue[Any
     assert not is_readable(objects)
     objects.put(3)
     assert objects.get() == 3
+    assert not is_readable(objects)
+
+
+def test_the_end_is_quiet_after_a_call_for_what_is_gone(
+    objects: Any, fork: Fork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who put it was slow: it was taken, and looked for again, before its caller came to call."""
+    called, told = Ring(), Ring()
+    usual = Listeners.call
+
+    def slow(self: Listeners, known: Known = (-1, ())) -> Known:
+        called.put(b"")
+        told.get()
+        return usual(self, known)
+
+    def put() -> None:
+        monkeypatch.setattr(Listeners, "call", slow)
+        objects.put(1)
+
+    assert not is_readable(objects)
+    child = fork(put)
+    called.get()
+    assert objects._reader.recv() == 1
+    end = objects._reader.fileno()  # as a wait begins
+    told.put(b"")
+    assert child.wait() == 0
+
+    assert select.select([end], [], [], 0)[0] == []
+    objects.put(2)
+    assert select.select([end], [], [], 0)[0] == [end]
+
+
+def test_a_byte_for_the_end_is_written_while_its_record_cannot_be_looked_for(
+    objects: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And drained so: otherwise it comes when the record is gone, after the drain."""
+    inside = list[bool]()
+
+    def noted(step: Callable[..., object]) -> Callable[..., object]:
+        def with_note(*arguments: object) -> object:
+            occupant = sections.occupant(objects._ring._core._producers_section)
+            inside.append(occupant == threading.get_native_id())
+            return step(*arguments)
+
+        return with_note
+
+    assert not is_readable(objects)
+    monkeypatch.setattr(reference_listeners, "write_to", noted(write_to))
+    objects.put(1)
+    assert inside == [True]
+
+    monkeypatch.setattr(Listener, "_drain", noted(Listener._drain))
+    assert objects._reader.recv() == 1
+    assert inside[-1]
     assert not is_readable(objects)
 
 

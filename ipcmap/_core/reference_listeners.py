@@ -22,7 +22,7 @@ Shared fields
   before its block is a LISTENER, by its process alone
     pid, fd     whose descriptor, and which
     device, inode   what it is, to tell it from another's with the same pid and number
-    bell        to which of the object's marks it listens
+    bell        to which of the object's marks it listens, and EXACT
 
 Sync points
   W1 listen   its block is a LISTENER; then, as it is first armed, `listeners` changes. So
@@ -31,9 +31,10 @@ Sync points
   W2 arm      listener: its pipe is drained; then, in the section, nothing has changed
               since an attempt found nothing: armed, then LISTENING
   P5 look     changer: LISTENING, in the section in which it changes
-  W3 call     changer: in the section again, `calls` is one more, so that none is armed
-              any more, then no LISTENING
-  W4 write    changer: a byte into the pipe of each that was armed
+  W3 call     changer: in the section again, if what it changed is still there: `calls` is
+              one more, so that none is armed any more, then no LISTENING
+  W4 write    changer: a byte into the pipe of each that was armed; in the same section if it
+              is EXACT, after it if not
 
 W2 and P5 are in one section: either the listener sees the change, or the changer sees
 that it listens. A byte written before the pipe is drained belongs to a change that W2
@@ -57,7 +58,11 @@ If a process dies (or a signal handler raises)
   a changer may not open the pipe: no /proc, another user, no descriptor left. What comes
   back by a sweep while a listener arms may also be noticed a slice later.
 
-A byte too many, or a full pipe, does no harm: both say that there may be something.
+A byte too many, or a full pipe, does no harm: both say that there may be something. But one
+that is EXACT (queue_ends) is readable only while there is something, as long as its
+process alone takes, one thing at a time: a change that is gone by W3 calls nobody; a byte
+comes in the section, in which the pipe is drained before W2; and who finds it readable
+has not yet taken what the byte is for.
 """
 
 from __future__ import annotations
@@ -81,6 +86,7 @@ from ipcmap._core.ring_layout import (
     B_RING,
     B_RING_GENERATION,
     BLOCK_HEADER,
+    EXACT,
     LISTENING,
     SLEEPING,
     WORD_MASK,
@@ -125,7 +131,7 @@ class Bell(NamedTuple):
 class Listeners:
     """Those who listen for one kind of change, as one process sees them."""
 
-    __slots__ = ("_bell", "_changed", "_inside", "_object", "_section", "_seen")
+    __slots__ = ("_bell", "_changed", "_inside", "_is_there", "_object", "_section", "_seen")
 
     def __init__(
         self,
@@ -135,6 +141,7 @@ class Listeners:
         changed: Callable[[int], bool],
         seen: Callable[[Deadline], int] = lambda _: 0,
         enter: Callable[..., Any] = inside,
+        is_there: Callable[[], bool] = lambda: True,
     ) -> None:
         """Be those of an object.
 
@@ -146,9 +153,11 @@ class Listeners:
                 attempt went by this figure.
             seen: What a first attempt goes by.
             enter: As ``reference_sections.inside``.
+            is_there: Called in the section: whether a call would not be in vain.
         """
         self._object, self._bell, self._section = listened_to, bell, section
         self._changed, self._seen, self._inside = changed, seen, enter
+        self._is_there = is_there
 
     @property
     def allocator(self) -> Allocator:
@@ -169,14 +178,14 @@ class Listeners:
         """
         return self._seen(deadline)
 
-    def listen(self, fd: int) -> Cell:
+    def listen(self, fd: int, *, exact: bool = False) -> Cell:
         """Make a listener of this process out of a pipe; it is not armed yet."""
         allocator, found = self._object._place.allocator, os.fstat(fd)
         cell = allocator.allocate(BLOCK_HEADER)
         try:
             block, ours = self._block(cell), self._object._place.cell
             block[B_RING], block[B_RING_GENERATION] = ours.offset, ours.generation
-            block[B_ARMED], block[B_BELL] = 0, self._bell.mark
+            block[B_ARMED], block[B_BELL] = 0, self._bell.mark | EXACT * exact
             block[B_PID], block[B_FD] = os.getpid(), fd
             block[B_DEVICE], block[B_INODE] = found.st_dev, found.st_ino
             return allocator.retag(cell, self._object._place.slot(), Kind.LISTENER)  # W1 listen
@@ -190,21 +199,25 @@ class Listeners:
         if owner == self._object._place.slot() and kind in (Kind.BYTES, Kind.LISTENER):
             self._object._place.allocator.free(cell._replace(kind=kind))
 
-    def arm(self, cell: Cell, seen: int, deadline: Deadline = _NOW) -> bool:
+    def arm(
+        self, cell: Cell, seen: int, drain: Callable[[], object], deadline: Deadline = _NOW
+    ) -> bool:
         """Ask for a byte with the next change; ``False`` = look again now.
 
         Args:
-            cell: The block of a listener, whose pipe was drained before.
+            cell: The block of a listener.
             seen: What the attempt went by that found nothing.
+            drain: Called in the section, before all else: drains its pipe.
             deadline: When to stop waiting for the section.
 
         Raises:
             Stalled: Somebody is stopped in the section.
         """
-        armed: bool = self._inside(self._section, deadline, self._arm, cell, seen)
+        armed: bool = self._inside(self._section, deadline, self._arm, cell, seen, drain)
         return armed
 
-    def _arm(self, cell: Cell, seen: int) -> bool:
+    def _arm(self, cell: Cell, seen: int, drain: Callable[[], object]) -> bool:
+        drain()
         if self._changed(seen):
             return False
         words, bell, block = self._object._words, self._bell, self._block(cell)
@@ -236,18 +249,24 @@ class Listeners:
 
     def _call(self, known: Known) -> list[Target] | int:
         """Disarm all, inside, and return whom to write to; an ``int`` = whom we know is not all."""
+        if not self._is_there():
+            return []
         words, bell = self._object._words, self._bell
         if words[bell.listeners] != known[0]:
             return int(words[bell.listeners])
-        called, call = list[Target](), words[bell.calls] + 1 & WORD_MASK
+        called, exact = list[Target](), list[Target]()
+        call = words[bell.calls] + 1 & WORD_MASK
         for cell in known[1]:
             block = self._block(cell)
             if block[B_ARMED] == call:
                 target = block[B_PID], block[B_FD], block[B_DEVICE], block[B_INODE]
+                to = exact if block[B_BELL] & EXACT else called
                 if self._object._place.allocator.tag(cell)[1] == Kind.LISTENER:
-                    called.append(target)
+                    to.append(target)
         words[bell.calls] = call  # W3 call
         words[bell.mark] &= SLEEPING
+        for target in exact:
+            write_to(target)
         return called
 
     def calls(self) -> int:
@@ -257,7 +276,7 @@ class Listeners:
 
     def _is_ours(self, cell: Cell) -> bool:
         block, ours = self._block(cell), self._object._place.cell
-        here = block[B_RING], block[B_RING_GENERATION], block[B_BELL]
+        here = block[B_RING], block[B_RING_GENERATION], block[B_BELL] & ~EXACT
         return here == (ours.offset, ours.generation, self._bell.mark)
 
     def _block(self, cell: Cell) -> memoryview:

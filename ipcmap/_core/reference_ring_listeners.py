@@ -52,8 +52,9 @@ class RingListeners(RingBatches):
     def for_records(self) -> Listeners:
         """Return those who listen for records."""
         return Listeners(
-            self, _RECORDS, self._producers_section, self._has_records, self.consumed, self._inside
-        )
+            self, _RECORDS, self._producers_section, self._has_records, self.consumed, self._inside,
+            self._are_there,
+        )  # fmt: skip
 
     def for_room(self) -> Listeners:
         """Return those who listen for room."""
@@ -64,6 +65,11 @@ class RingListeners(RingBatches):
     def _has_records(self, seen: int) -> bool:
         words = self._words
         return bool(words[WRITE_POS] != seen or words[CLOSED] or words[RETURNED])
+
+    def _are_there(self) -> bool:
+        words = self._words
+        some = self._number_at(READ_POS) != self._number_at(WRITE_POS)
+        return bool(some or words[CLOSED] or words[RETURNED])
 
     def _has_room(self, seen: int) -> bool:
         words = self._words

@@ -88,3 +88,4 @@ LISTENING = 1 << 32
 BLOCK_HEADER = 64  # bytes
 B_RING, B_RING_GENERATION, B_POS, B_NBYTES, B_CALL, B_AGAIN = range(6)
 B_ARMED, B_PID, B_FD, B_DEVICE, B_INODE, B_BELL = range(2, 8)
+EXACT = 1 << 32  # in B_BELL: never readable in vain

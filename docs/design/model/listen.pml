@@ -4,14 +4,18 @@
  * wait for their descriptors and take what is there; LAZY of them may go away for good instead of
  * looking, with their descriptor readable.
  *
- *   put      in section P: R1 publish, then P5 look at the mark. If it is set, in section P again:
- *            W3 call: none is armed any more, by one store; then the mark is cleared. W4 write:
- *            a byte for each that was armed
+ *   put      in section P: R1 publish, then P5 look at the mark. If it is set, in section P again,
+ *            and if there is still something: W3 call: none is armed any more, by one store; then
+ *            the mark is cleared. W4 write: a byte for each that was armed
  *   listen   select; get; where a get finds nothing, the pipe is drained; then in section P: if
  *            nothing was published since, W2 arm, then the mark; else a byte for oneself
  *
  * A get is one step, and the sleepers of park.pml are not here: a put wakes them besides. The timer
  * of a descriptor rings when nothing at all can move, once for each death or stop, and no more.
+ *
+ * EXACT: the descriptor of a queue's end, which has one listener. It is never readable in vain:
+ * W4 is in the section of W3, and the pipe is drained in that of W2. OTHERS times its wait ends
+ * because of another descriptor.
  */
 #ifndef LAZY
 #define LAZY 0
@@ -37,53 +41,84 @@ inline quit() {
 	atomic { owner[SECTION_P] = 0 }
 }
 
+#define WORK (read_pos < write_pos || closed)
+
+#ifdef EXACT
+#ifndef WRITE_OUTSIDE
+#define WRITES_INSIDE
+#endif
+#ifndef DRAIN_OUTSIDE
+#define DRAINS_INSIDE
+#endif
+#endif
+
+#ifdef CALL_IN_VAIN
+#define VAIN false
+#else
+#define VAIN (!WORK)
+#endif
+
+/* W4, in the section of W3 or after it. */
+inline write() {
+	atomic { i = 0 };
+	do
+	:: atomic { i < NL && called[i] -> readable[i] = true; called[i] = false; i++ } /* W4 write */
+	:: atomic { i < NL && !called[i] -> i++ }
+	:: atomic { i == NL -> i = 0; break }
+	od
+}
+
 /* W3 and W4, if the mark was seen. */
 inline call() {
 	if
 	:: marked ->
 		enter();
-		atomic {                                                        /* W3 call */
-			i = 0;
-			do
-			:: i < NL ->
-				called[i] = armed[i];
-				armed[i] = false;
+		if
+		:: atomic { VAIN -> marked = false }; quit()
+		:: atomic { !VAIN -> marked = false };
+			atomic {                                                /* W3 call */
+				i = 0;
+				do
+				:: i < NL ->
+					called[i] = armed[i];
+					armed[i] = false;
 #ifdef CALL_ONE
-				if
-				:: called[i] -> i++; break
-				:: else
-				fi;
+					if
+					:: called[i] -> i++; break
+					:: else
+					fi;
 #endif
-				i++
-			:: else -> break
-			od;
+					i++
+				:: else -> break
+				od;
 #ifdef CALL_ONE
-			j = i
+				j = i
 #endif
-		};
+			};
 #ifdef UNMARK_OUTSIDE
-		quit();
-		atomic { mark = false };
+			quit();
+			atomic { mark = false };
 #else
 #ifdef CALL_ONE
-		atomic {
-			mark = false;
-			do
-			:: j < NL -> mark = mark || armed[j]; j++
-			:: else -> j = 0; break
-			od
-		};
+			atomic {
+				mark = false;
+				do
+				:: j < NL -> mark = mark || armed[j]; j++
+				:: else -> j = 0; break
+				od
+			};
 #else
-		atomic { mark = false };
+			atomic { mark = false };
 #endif
-		quit();
+#ifdef WRITES_INSIDE
+			write();
 #endif
-		atomic { i = 0; marked = false };
-		do
-		:: atomic { i < NL && called[i] -> readable[i] = true; called[i] = false; i++ } /* W4 write */
-		:: atomic { i < NL && !called[i] -> i++ }
-		:: atomic { i == NL -> i = 0; break }
-		od
+			quit();
+#endif
+#ifndef WRITES_INSIDE
+			write()
+#endif
+		fi
 	:: !marked
 	fi
 }
@@ -144,7 +179,7 @@ proctype producer(byte me) {
 
 proctype listener(byte me; byte mine) {
 	bool owner_died, moved;
-	byte seen;
+	byte seen, others;
 	{
 		do
 		:: atomic { read_pos < write_pos -> read_pos++ }
@@ -158,6 +193,9 @@ proctype listener(byte me; byte mine) {
 			enter();
 #else
 			enter();
+#ifdef DRAINS_INSIDE
+			atomic { readable[mine] = false };
+#endif
 			atomic { moved = MOVED };
 #endif
 			if
@@ -172,17 +210,26 @@ proctype listener(byte me; byte mine) {
 #endif
 			atomic { moved = false; seen = 0; asleep[mine] = true };
 			if
-			:: atomic { readable[mine] || rings[mine] -> asleep[mine] = false };
+			:: atomic {
+				readable[mine] || rings[mine] ->
+#ifdef EXACT
+				assert(rings[mine] || WORK);    /* or its get waits, deaf to all else */
+#endif
+				asleep[mine] = false
+			   };
 			   if
 			   :: atomic { lazy < LAZY -> lazy++; break }
 			   :: true
 			   fi
+#ifdef EXACT
+			:: atomic { others < OTHERS -> others++; asleep[mine] = false }
+#endif
 			:: over -> break
 			fi
 		od;
 		atomic { done[me] = true }
 	} unless { gone[me] != RUNNING };
-	atomic { owner_died = false; moved = false; seen = 0; asleep[mine] = false }
+	atomic { owner_died = false; moved = false; seen = 0; others = 0; asleep[mine] = false }
 }
 
 #define OUT(p) ((p) >= N || gone[(p) % N] != RUNNING || done[(p) % N])
@@ -191,7 +238,6 @@ proctype listener(byte me; byte mine) {
 #define REST \
 	((0 >= NP || OUT(0)) && (1 >= NP || OUT(1)) && (2 >= NP || OUT(2)) && \
 	 QUIET(0) && QUIET(1) && QUIET(2))
-#define WORK (read_pos < write_pos || closed)
 
 /* Where nothing can move: nobody waits although there is work, or a timer has to ring, for which
  * somebody must have died or been stopped. */
