@@ -78,7 +78,12 @@ BYTES = {
 PIPES = {"ipcmap.Pipe", "multiprocessing.Pipe"}
 MANAGER = {"multiprocessing Manager().Queue"}
 QUEUE = {"ipcmap.Queue"}
-POOLS = {"ipcmap.ProcessPoolExecutor", "concurrent.futures", "multiprocessing.Pool"}
+POOLS = {
+    "ipcmap.ProcessPoolExecutor",
+    "ipcmap.Pool",
+    "concurrent.futures",
+    "multiprocessing.Pool",
+}
 
 
 @pytest.mark.parametrize(

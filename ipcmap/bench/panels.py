@@ -21,6 +21,7 @@ _COLOURS = {
     "ipcmap.Queue": "#d55e00",
     "ipcmap.Pipe": "#a8325e",
     "ipcmap.ProcessPoolExecutor": "#d55e00",
+    "ipcmap.Pool": "#e69f00",
     "multiprocessing.Queue": "#0b4f7d",
     "multiprocessing.SimpleQueue": "#2e86c1",
     "multiprocessing.Pipe": "#74b3de",
@@ -32,7 +33,7 @@ _COLOURS = {
     "iceoryx2, polling": "#1a1a1a",
 }
 _OTHER = "#6f7782"
-_MARKERS = dict(zip(_COLOURS, "oDoPosv^<H8ph*", strict=True))
+_MARKERS = dict(zip(_COLOURS, "oDoPoDsv^<H8ph*", strict=True))
 _GREY = "#6f7782"
 
 _FEW_DECADES = 30.0  # an axis that spans less has labels between 1, 10 and 100 too

@@ -11,6 +11,7 @@ from concurrent import futures
 from dataclasses import dataclass
 from typing import Any
 
+from ipcmap import pool as own_pool
 from ipcmap.bench.channels import Can, Peer, Terms, die_with_the_parent
 from ipcmap.executor import ProcessPoolExecutor
 
@@ -56,9 +57,7 @@ def _futures(terms: Terms) -> Pool:
     )
 
 
-def _pool(terms: Terms) -> Pool:
-    pool: Any = multiprocessing.get_context("fork").Pool(terms.consumers, die_with_the_parent)
-
+def _pool(pool: Any) -> Pool:
     def close() -> None:
         pool.close()
         pool.join()
@@ -71,8 +70,17 @@ def _pool(terms: Terms) -> Pool:
     )
 
 
+def _own_pool(terms: Terms) -> Pool:
+    return _pool(own_pool.Pool(terms.consumers))
+
+
+def _standard_pool(terms: Terms) -> Pool:
+    return _pool(multiprocessing.get_context("fork").Pool(terms.consumers, die_with_the_parent))
+
+
 POOLS = (
     Peer("ipcmap.ProcessPoolExecutor", _own, can=Can.TASKS, ours=True),
+    Peer("ipcmap.Pool", _own_pool, can=Can.TASKS, ours=True),
     Peer("concurrent.futures", _futures, can=Can.TASKS),
-    Peer("multiprocessing.Pool", _pool, can=Can.TASKS),
+    Peer("multiprocessing.Pool", _standard_pool, can=Can.TASKS),
 )
