@@ -152,8 +152,8 @@ class GuardStage:
                     held += 1
                 self.facts[TAKEN] += 1
                 self.check_alone()
-                if self.awaits:
-                    until(lambda: sleepers(self.guard))
+                if self.awaits:  # those who would sleep may have ended while it was stopped
+                    until(lambda: sleepers(self.guard) or self.facts[GO])
                     self.awaits = False
                 while held:
                     held -= 1
