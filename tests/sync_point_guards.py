@@ -299,8 +299,11 @@ def _meet(stage: GuardStage, number: int) -> None:
     stage.strike_down()
     until(lambda: is_over(stage.victim) or is_waiting(stage.victim))
     os.kill(holder, number)
-    assert code_of(holder) == (0 if number == signal.SIGCONT else -number)
-    stage.deaths += number == signal.SIGKILL
+    if number == signal.SIGCONT:  # to give it back, it may have to wait for the victim
+        stage.others.append(holder)
+    else:
+        assert code_of(holder) == -number
+        stage.deaths += 1
 
 
 def _miss(stage: GuardStage, point: str) -> None:
