@@ -53,9 +53,6 @@ NOT_COMMITTED = {
     f"{step} in {function}, {moment}"
     for function in ("ring_put", "ring_put_many", "ring_put_block")
     for step, moment in [
-        ("R0 fill", "before"),
-        ("R0 fill", "amid"),
-        ("R0 fill", "after"),
         ("position", "before"),
         ("position", "after"),
         ("offset", "before"),
@@ -68,6 +65,10 @@ NOT_COMMITTED = {
         ("stub", "after"),
         ("R1 publish", "before"),
     ]
+} | {
+    f"{step} in fill, {moment}"
+    for step in ("R0 fill", "R0 stream", "R0 fence")
+    for moment in ("before", "amid", "after")
 }
 NOT_TAKEN = {
     f"{step} in {function}, {moment}"

@@ -163,6 +163,12 @@ SCENES: dict[str, Callable[[Stage], None]] = {
     )
 }
 
+# Where records are written past the caches: over the end of the ring, alone or behind padding
+# that a dead producer has left, and over the bytes of a record that one has not published.
+STREAMED_SCENES: dict[str, Callable[[Stage], None]] = {
+    scene.__name__: scene for scene in (edge, padding_alone, heir)
+}
+
 
 def _own(stage: Stage) -> str:
     return "put" if stage.produces else "get"

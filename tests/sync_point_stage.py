@@ -26,8 +26,10 @@ from ring_traffic import GETTING, GETTING_MANY, IDLE, Log, Name, pack, unpack
 
 native: Any = loaded  # with what the hook build adds
 
+STREAMED = "_streamed"  # ends the name of a call whose records are written past the caches
 CAPACITY, BODY, FILLED = 256, 48, 3  # bytes; a record takes 80: three, and then padding
 LARGE_CAPACITY, LARGE_BODY, LARGE_FILLED = 128, 300, 5  # in a block; 24 bytes of the ring
+STREAMED_CAPACITY, STREAMED_BODY = 16 << 10, 4096  # bytes; three, and then padding, likewise
 HUGE_BODY = 600_000  # a producer's first one: copied without the GIL, its block is kept warm
 ENTRIES = 10_000  # of a log
 COUNT = 3  # records that the victim puts or takes
@@ -51,11 +53,16 @@ class Stage:
     """A ring of the native engine, a victim, and its partners."""
 
     def __init__(self, call: str, strike: Strike | None) -> None:
-        self.call, self.strike = call, strike
+        self.call, self.strike = call.removesuffix(STREAMED), strike
         self.produces, self.large = call.startswith("put"), call.endswith("_large")
         self.filled = LARGE_FILLED if self.large else FILLED  # so many records fill the ring
+        self.body, capacity = BODY, CAPACITY
+        if self.large:
+            self.body, capacity = LARGE_BODY, LARGE_CAPACITY
+        elif call.endswith(STREAMED):
+            self.body, capacity = STREAMED_BODY, STREAMED_CAPACITY
         self.arena = Arena(16 << 20, backend="native")
-        self.ring = Ring(LARGE_CAPACITY if self.large else CAPACITY, arena=self.arena)
+        self.ring = Ring(capacity, arena=self.arena)
         self.producers, self.consumers = list[Log](), list[Log]()
         self.helpers = list[Log]()
         self.givers, self.takers = list[int](), list[int]()
@@ -198,8 +205,9 @@ class Stage:
 
     def record(self, producer: int, number: int) -> bytes:
         """Return one record."""
-        body = BODY if not self.large else LARGE_BODY if number else HUGE_BODY
-        return pack(Name(max(producer, 0), number), body, Random(number))
+        name = Name(max(producer, 0), number)
+        body = HUGE_BODY if self.large and not number else self.body
+        return pack(name, body, Random(f"{name}"))  # nobody's bytes may pass for another's
 
     def fill(self, count: int) -> None:
         """Put so many records, which there is room for."""

@@ -23,6 +23,7 @@ import native_build
 
 SMALL = ["put", "put_many", "get", "get_many"]
 LARGE = ["put_large", "get_large"]  # of records in blocks
+STREAMED = ["put_streamed", "put_many_streamed"]  # of 4 KiB, written past the caches
 OF_BLOCKS = ["allocate", "free", "retag"]
 GUARDS = ["lock", "rlock", "semaphore", "travels"]  # the last, with tokens that travel
 MODES = ["kill", "stop", "raise", "fork"]
@@ -59,7 +60,7 @@ def strike(hooks: Path, folder: Path, *arguments: str) -> dict[str, Any]:
 def test_every_point_is_passed_by_some_call(hooks: Path, tmp_path: Path) -> None:
     """A step that no scene comes to would be one at which nobody is killed."""
     points, passed = set[str](), set[str]()
-    for call in [*SMALL, *LARGE, *OF_BLOCKS, *GUARDS]:
+    for call in [*SMALL, *LARGE, *STREAMED, *OF_BLOCKS, *GUARDS]:
         facts = strike(hooks, tmp_path, call, "trace")
         assert facts["failures"] == []
         points = set(facts["points"])
@@ -72,6 +73,7 @@ def test_every_point_is_passed_by_some_call(hooks: Path, tmp_path: Path) -> None
 RUNS = [
     *((call, mode, "") for mode in MODES for call in [*SMALL, *GUARDS]),
     *((call, mode, "") for mode in MODES[:3] for call in [*LARGE, *OF_BLOCKS]),
+    *((call, mode, "everywhere") for mode in MODES for call in STREAMED),  # at few points
 ]
 FULLER = [
     (call, mode, extent)

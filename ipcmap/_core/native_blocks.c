@@ -29,11 +29,11 @@ static const uint64_t MANY = 1 << 18; /* bytes whose copy takes longer than to l
 static void copy(void *to, const void *from, uint64_t nbytes)
 {
     if (nbytes < MANY) {
-        COPY("bytes", memcpy, to, from, nbytes);
+        COPY("bytes", to, from, nbytes);
         return;
     }
     Py_BEGIN_ALLOW_THREADS
-    COPY("many bytes", memcpy, to, from, nbytes);
+    COPY("many bytes", to, from, nbytes);
     Py_END_ALLOW_THREADS
 }
 

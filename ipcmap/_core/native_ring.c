@@ -134,7 +134,7 @@ outcome_t ring_put(ring_t *ring, const unsigned char *data, uint64_t length, uin
             return UNUSUAL;
     }
     uint64_t stub = look(ring, word_at(ring, write_pos)) & NUMBER_BITS;
-    COPY("R0 fill", fill, bytes_at(ring, write_pos), data, length);
+    fill(bytes_at(ring, write_pos), data, length);
     STEP("header", store(ring, word_at(ring, write_pos), stub | length));
     STEP("stub", store(ring, word_at(ring, write_pos + need), stub + NUMBER_ONE));
     STEP("R1 publish", store(ring, WRITE_POS, write_pos + need));
@@ -159,7 +159,7 @@ outcome_t ring_put_many(ring_t *ring, const record_t *records, size_t count, siz
         room = SECTION_BYTES;
     for (; index < count && TAKES(records[index].length) <= room; index++) {
         uint64_t length = records[index].length, need = TAKES(length);
-        COPY("R0 fill", fill, bytes_at(ring, write_pos), records[index].data, length);
+        fill(bytes_at(ring, write_pos), records[index].data, length);
         STEP("header", store(ring, word_at(ring, write_pos), number | length));
         number += NUMBER_ONE;
         write_pos += need;
@@ -280,7 +280,7 @@ outcome_t ring_get_many(ring_t *ring, const result_t *results, size_t count, siz
             outcome = MISFIT;
         if (outcome != DONE)
             break;
-        COPY("R0 copy", memcpy, results[index].result, bytes_at(ring, pos), length);
+        COPY("R0 copy", results[index].result, bytes_at(ring, pos), length);
         pos += TAKES(length);
         index++;
     }
@@ -312,7 +312,7 @@ outcome_t ring_get(ring_t *ring, unsigned char *result, uint64_t *length, uint64
         *length = found;
         return MISFIT;
     }
-    COPY("R0 copy", memcpy, result, bytes_at(ring, pos), found);
+    COPY("R0 copy", result, bytes_at(ring, pos), found);
     STEP("R2 consume", store(ring, READ_POS, pos + TAKES(found)));
     return DONE;
 }

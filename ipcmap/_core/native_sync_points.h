@@ -1,8 +1,7 @@
 /* native_sync_points.h -- the steps of the protocol by name, for tests to strike at.
  *
  *   STEP(name, statement)          what others can see, or what a death cuts off
- *   COPY(name, how, to, from, nbytes)   the bytes of a record, by memcpy or fill: a death may
- *                                       leave half of them
+ *   COPY(name, to, from, nbytes)   the bytes of a record: a death may leave half of them
  *   SYNC_POINT(name, moment)       a moment that is neither
  *
  * Built as usual, they are the statement alone. With -DIPCMAP_SYNC_POINTS each moment
@@ -35,20 +34,20 @@ void native_sync_point(const sync_point_t *);
         native_sync_point(&point_here);                                                            \
     } while (0)
 
-#define COPY(name, how, to, from, nbytes)                                                          \
+#define COPY(name, to, from, nbytes)                                                               \
     do {                                                                                           \
         size_t half_of = (size_t)(nbytes) / 2;                                                     \
         SYNC_POINT(name, "before");                                                                \
-        how((to), (from), half_of);                                                                \
+        memcpy((to), (from), half_of);                                                             \
         SYNC_POINT(name, "amid");                                                                  \
-        how((to) + half_of, (from) + half_of, (size_t)(nbytes) - half_of);                         \
+        memcpy((to) + half_of, (from) + half_of, (size_t)(nbytes) - half_of);                      \
         SYNC_POINT(name, "after");                                                                 \
     } while (0)
 
 #else
 
 #define SYNC_POINT(step, when) ((void)0)
-#define COPY(name, how, to, from, nbytes) how((to), (from), (nbytes))
+#define COPY(name, to, from, nbytes) memcpy((to), (from), (nbytes))
 
 #endif
 
