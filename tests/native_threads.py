@@ -50,7 +50,7 @@ GUARDS = [
 SIZES = [(64, 1, 1), (64, 3, 3), (256, 1, 3), (256, 3, 1), (4096, 2, 2), (1 << 20, 3, 3)]
 
 PUT = """\
-    COPY("R0 fill", bytes_at(ring, write_pos), data, length);
+    fill(bytes_at(ring, write_pos), data, length);
     STEP("header", store(ring, word_at(ring, write_pos), stub | length));
     STEP("stub", store(ring, word_at(ring, write_pos + need), stub + NUMBER_ONE));
     STEP("R1 publish", store(ring, WRITE_POS, write_pos + need));
