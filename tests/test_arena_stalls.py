@@ -9,18 +9,19 @@ import queue
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import pytest
 
 from children import Child, Fork
-from ipcmap import Arena, JoinableQueue, Queue, Ring
+from ipcmap import Arena, BusyError, JoinableQueue, Queue, Ring, ring_handle
 from ipcmap._core import libc
 from ipcmap._core.reference_allocator import GIVE_BACK
 from ipcmap._core.reference_sections import inside
 from ipcmap._deadline import Deadline
-from ipcmap.structure import free_left_behind
+from ipcmap.loans import Lease
+from ipcmap.structure import free_left_behind, free_quietly
 from places import Place
 
 pytestmark = pytest.mark.usefixtures("engine")
@@ -212,6 +213,148 @@ def test_what_is_done_with_does_not_come_again_though_its_block_cannot_be_freed(
     with pytest.raises(queue.Empty):
         objects.get(timeout=0)
     assert blocks(arena) == before
+
+
+class Raised(Exception):
+    """What a block raises, or a signal handler."""
+
+
+Inside = Callable[[memoryview], None]
+
+
+def left(lease: Lease, inside: Inside) -> None:
+    """Leave the block at its end."""
+    with lease as view:
+        inside(view)
+
+
+def left_by_an_exception(lease: Lease, inside: Inside) -> None:
+    """Raise in the block."""
+    with lease as view:
+        inside(view)
+        raise Raised
+
+
+def left_with_a_view(lease: Lease, inside: Inside) -> None:
+    """Keep a slice for a little longer than the block."""
+    with lease as view:
+        inside(view)
+        kept = view[:]
+    del kept
+
+
+@pytest.mark.parametrize("record", [SMALL, LARGE], ids=["small", "large"])
+@pytest.mark.parametrize(
+    ("way", "handler", "error"),
+    [
+        (left, "", None),
+        (left_by_an_exception, "", Raised),
+        (left_with_a_view, "", BusyError),
+        (left, "before", Raised),
+        (left, "behind", Raised),
+    ],
+)
+def test_however_a_lease_ends_its_block_is_freed_later_and_once(
+    way: Callable[[Lease, Inside], None],
+    handler: str,
+    error: type[Exception] | None,
+    record: bytes,
+    ring_type: type[Ring],
+    arena: Arena,
+    fork: Fork,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also where a handler raises before or behind the freeing that cannot be done now.
+
+    Its record is done with at once: what comes is the next one, and then no more.
+    """
+    ring = ring_type(arena=arena)
+    before = blocks(arena)
+    began = arena.statistics()
+    ring.put_many([record, SMALL])
+    with ExitStack() as later, monkeypatch.context() as patch:
+
+        def inside(view: memoryview) -> None:
+            assert view == record
+            later.enter_context(somebody_in_the_way(arena, fork))
+
+        def interrupted(*block: Any) -> None:
+            patch.undo()
+            if handler == "behind":
+                free_quietly(*block)
+            raise Raised
+
+        if handler:
+            patch.setattr(ring_handle, "free_quietly", interrupted)
+        with pytest.raises(error) if error else nullcontext():
+            way(ring.lease(0), inside)
+        gc.collect()  # a lease that was broken off may live on in what was raised
+        assert ring._unfinished() == 1, "the next one"
+
+    assert arena.statistics().blocks == before + 1
+    assert ring.get(timeout=0) == SMALL
+    with pytest.raises(queue.Empty):
+        Ring.get(ring, timeout=0.01)
+    assert arena.statistics() == began
+    ring.put(LARGE)  # whoever frees twice could hit it
+    free_left_behind()
+    assert ring.get(timeout=0) == LARGE
+    assert arena.statistics() == began
+
+
+def test_a_lease_that_finds_nothing_gives_its_room_back_later(
+    ring_type: type[Ring], arena: Arena, fork: Fork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Room was made for a small record, and another was faster."""
+    ring = ring_type(arena=arena)
+    before = blocks(arena)
+    began = arena.statistics()
+    ring.put(SMALL)
+    with ExitStack() as later, monkeypatch.context() as patch:
+        usual = ring._take_block
+
+        def take_block(_: Ring, *arguments: Any) -> Any:
+            patch.undo()
+            cell = usual(*arguments)
+            assert ring.get(timeout=0) == SMALL
+            later.enter_context(somebody_in_the_way(arena, fork))
+            return cell
+
+        patch.setattr(Ring, "_take_block", take_block)
+        with pytest.raises(queue.Empty):
+            ring.lease(0.01).__enter__()
+
+    assert arena.statistics().blocks == before + 1
+    with pytest.raises(queue.Empty):
+        Ring.get(ring, timeout=0.01)
+    assert arena.statistics() == began
+
+
+@pytest.mark.parametrize("record", [SMALL, LARGE], ids=["small", "large"])
+def test_a_lease_that_nobody_can_end_is_given_back_later(
+    record: bytes, ring_type: type[Ring], arena: Arena, fork: Fork
+) -> None:
+    """When somebody next waits in vain, for one was stopped in the ring: it comes again, once."""
+    ring = ring_type(arena=arena)
+    before = blocks(arena)
+    began = arena.statistics()
+    ring.put(record)
+    lease = ring.lease(0)
+    lease.__enter__()
+    child = stop_in(ring._core._consumers_section, fork)
+    del lease
+    gc.collect()
+    os.kill(child.pid, signal.SIGCONT)
+    assert child.wait() == 0
+
+    assert ring._core.count_returned() == 0, "not yet"
+    assert arena.statistics().blocks == before + 1
+    with pytest.raises(queue.Empty):
+        Ring.get(ring, timeout=0.01)
+    assert ring.get(timeout=0) == record
+    with pytest.raises(queue.Empty):
+        Ring.get(ring, timeout=0.01)
+    assert arena.statistics() == began
 
 
 def test_a_join_does_not_wait_for_a_block_to_be_freed(arena: Arena, fork: Fork) -> None:
