@@ -145,6 +145,51 @@ def test_records_of_some_kibibytes_leave_their_neighbours_whole(
     assert child.wait() == 0
 
 
+def advance(ring: Ring, nbytes: int) -> None:
+    """Have records that take so many bytes of an empty ring go through it."""
+    while nbytes:
+        step = min(nbytes, ring.capacity // 8)
+        ring.put(bytes(step - 8))
+        ring.get()
+        nbytes -= step
+
+
+@pytest.mark.parametrize("batch", [False, True])
+@pytest.mark.parametrize(
+    ("capacity", "lengths"),
+    [(8192, range(2047, 2201)), (262_144, range(65_535, 65_601))],
+    ids=["where lines are written whole", "where blocks begin"],
+)
+def test_records_are_whole_from_each_place_of_a_line_to_each(
+    capacity: int,
+    lengths: range,
+    batch: bool,
+    ring_type: type[Ring],
+    arena: Arena,
+    chance: random.Random,
+) -> None:
+    """And up to the very end of the ring; what lies before them stays, and what lies behind it."""
+    ring = ring_type(capacity, arena=arena)
+    noise = memoryview(chance.randbytes(lengths.stop + 64))
+    behind = arena._open().pages.window()[ring._cell.offset + len(ring._memory) :][:64]
+    there = bytes(behind)
+    for number, length in enumerate(lengths):
+        takes = 8 + (length + 7 & -8) if length <= 65_536 else 24
+        for place in [*range(16, 80, 8), capacity - takes]:
+            record = noise[(9 * number + place // 8) % 64 :][:length]
+            advance(ring, place - 16)
+            if batch:
+                ring.put_many([b"8 before", bytes(record)])
+            else:
+                ring.put(b"8 before")
+                ring.put(record)
+            assert ring.get() == b"8 before"
+            assert ring.get() == record, (length, place)
+            advance(ring, capacity - place - takes)
+
+    assert behind == there
+
+
 def test_a_record_of_forty_mebibytes_goes_through_a_ring_of_four_kibibytes(
     ring: Ring, fork: Fork
 ) -> None:
