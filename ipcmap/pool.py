@@ -290,7 +290,8 @@ class Pool(standard.Pool):
         if _checked("chunksize", chunksize) > 1:
             run, args = functools.partial(_do, func), zip(_chunks(iterable, chunksize))
         executor = self._executor
-        stream = kind(self, self._dispatcher, executor._function(run), ahead)
+        stream = kind(self, self._dispatcher, executor._function(run), chunksize > 1, ahead)
+        results: IMapIterator[T] = IMapIterator(stream)
         feeder = threading.Thread(
             # It runs what the caller wrote, and so counts where a process is forked beside it.
             target=feed,
@@ -298,15 +299,16 @@ class Pool(standard.Pool):
             name="feeder of an imap",
             daemon=True,
         )
-        with self._changed:
-            self._check_running()
-            self._feeders[stream] = feeder
         try:
+            with self._changed:
+                self._check_running()
+                self._feeders[stream] = feeder
             feeder.start()
         except BaseException:
-            self._fed(stream)
+            if not feeder.is_alive():  # or it says so itself
+                self._fed(stream)
             raise
-        return IMapIterator(stream, chunksize > 1)
+        return results
 
     def _fed(self, stream: Stream) -> None:
         """See that a stream is fed no more; called by its feeder."""
@@ -349,7 +351,7 @@ class Pool(standard.Pool):
         with contextlib.suppress(BusyError):
             self._executor.terminate_workers()
         for feeder in feeders.values():
-            if feeder is not threading.current_thread():
+            if feeder.is_alive() and feeder is not threading.current_thread():
                 feeder.join(_MOMENT)
 
     def join(self) -> None:

@@ -7,12 +7,16 @@ workers than keeps them busy, and of the reader as far as ``buffersize`` says.
 Shared fields of a stream     written by
   answers   whoever deals with answers, under the dispatcher's lock; the feeder, what was no task
   fed       feeder         items that have become tasks
-  taken     reader         answers that were handed out, under the stream's lock
+  at_hand   reader         the answer that was taken last, and how many were, under the stream's lock
   length    feeder, once   how many items there are; ``None`` = not known
   stopped   any thread     nobody asks any more, or the pool was terminated: nothing is fed
 A reader who waits is woken by an answer, by the end of the feeder, and by the end of the
 executor (``dispatcher.closing``), whatever the iterable does at that time. The feeder waits in
 slices: what a signal handler breaks off may be a wake-up.
+
+Nor is a result lost to such a handler, or handed out twice: an answer is loaded first, then put at
+hand by one store, and then no answer any more; what is at hand is handed out by one step of C, after
+which no handler comes before the return.
 """
 
 from __future__ import annotations
@@ -26,7 +30,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
 from concurrent.futures.process import BrokenProcessPool
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from ipcmap._deadline import Deadline
 from ipcmap.dispatch import Dispatcher
@@ -36,10 +40,27 @@ from ipcmap.tasks import Function, MapCall, Task
 __all__ = ["IMapIterator", "Stream", "UnorderedStream", "feed"]
 
 T = TypeVar("T")
-Answer = bytes | BaseException
 
 _WINDOW = 4096  # tasks that wait for a worker, or for its answer
 _SLICE = 1.0  # seconds between two looks of a feeder that nobody wakes
+_NONE, _CUT_OFF = -1, -2  # numbers of no item
+_first: Callable[[deque[Any]], Any] = deque.popleft
+
+
+class AtHand(NamedTuple):
+    """The answer that was taken last, loaded.
+
+    Attributes:
+        taken: How many were, with it.
+        number: Whose it is.
+        values: What is to be handed out of it yet.
+        failed: Whether that is an exception.
+    """
+
+    taken: int
+    number: int
+    values: deque[Any]
+    failed: bool
 
 
 class Stream(MapCall):
@@ -49,23 +70,35 @@ class Stream(MapCall):
         pool: Lives as long as somebody reads.
         dispatcher: Who has the answers.
         function: What is called.
-        buffersize: How many items are taken ahead of the reader at most, ``None`` = any number.
+        chunked: Whether an answer is a list of results.
+        buffersize: How many answers are waited for ahead of the reader, ``None`` = any number.
     """
 
     dispatcher: Dispatcher
 
     def __init__(
-        self, pool: Any, dispatcher: Dispatcher, function: Function, buffersize: int | None
+        self,
+        pool: Any,
+        dispatcher: Dispatcher,
+        function: Function,
+        chunked: bool,
+        buffersize: int | None,
     ) -> None:
         super().__init__(dispatcher, function, None, 0)
         self.pool: Any = pool
         self.waiters = 1  # so notify() is called
-        self.fed = self.taken = 0
+        self.fed = 0
+        self.at_hand = AtHand(0, _NONE, deque(), failed=False)
         self.length: int | None = None
         self.stopped = self._waits = False
         self._wakes: queue.SimpleQueue[None] = queue.SimpleQueue()
-        self._ahead = buffersize
+        self._chunked, self._ahead = chunked, buffersize
         self._lock = threading.RLock()
+
+    @property
+    def taken(self) -> int:
+        """How many answers were taken."""
+        return self.at_hand.taken
 
     # The feeder's side
 
@@ -134,29 +167,29 @@ class Stream(MapCall):
 
     # The reader's side
 
-    def next(self, deadline: Deadline) -> Answer:
+    def next(self, deadline: Deadline) -> AtHand:
         """Return the next answer.
 
         Raises:
             multiprocessing.TimeoutError: It is not there in time.
             StopIteration: There is none.
         """
-        while True:
-            answer = self._take()
-            if answer is not None:
-                return answer
-            if self.taken == self.length:
+        # A child of the process finds the lock as it was, and what it waits for raises.
+        while not (self.dispatcher.is_ours and self._take()):
+            if self.taken == self.length or self._is_told():
                 self.pool = None
                 raise StopIteration
             if self._is_cut_off():
                 self.pool = None
-                return self._reason()
+                self.at_hand = AtHand(self.taken, _CUT_OFF, deque([self._reason()]), failed=True)
+                break
             if not deadline.remaining():
                 raise multiprocessing.TimeoutError(
                     "result is not there in time; ask again, or give it more"
                 )
             self._wake_feeder()  # again, if it was broken off
             self.dispatcher.pull(self._is_over, self.condition, deadline)
+        return self.at_hand
 
     def _reason(self) -> BaseException:
         """Return why the executor has no answer for what is not fed."""
@@ -171,21 +204,40 @@ class Stream(MapCall):
         """Return whether there will be no answer, since nothing can be fed any more."""
         return self.dispatcher.closing and self.length is None and self.taken >= self.fed
 
-    def _take(self) -> Answer | None:
+    def _is_told(self) -> bool:
+        """Return whether the reader knows that."""
+        return self.at_hand.number == _CUT_OFF and self._is_cut_off()
+
+    def _take(self) -> bool:
+        """Have an answer at hand, if there is one."""
         with self._lock:
-            answer = self._pop()
-            if answer is not None:
-                self.taken += 1
+            before = self.at_hand
+            if before.values:  # another thread was faster
+                return True
+            self.answers.pop(before.number, None)
+            index = self._next_index()
+            if index is None:
+                return False
+            value, error = value_of(self.answers[index], self.dispatcher.load)
+            failed = error is not None
+            results: Any = error if failed else value
+            values = deque(results if self._chunked and not failed else [results])
+            at_hand = AtHand(before.taken + 1, index, values, failed)
+            if self.at_hand is before:  # or a signal handler has taken it meanwhile
+                self.at_hand = at_hand
+            self.answers.pop(index, None)
+        del value, error, results, values, at_hand  # a frame of its traceback has it
         self._wake_feeder()
-        return answer
+        return True
 
     # How answers wait
 
     def _is_next_there(self) -> bool:
         return self.taken in self.answers
 
-    def _pop(self) -> Answer | None:
-        return self.answers.pop(self.taken, None)
+    def _next_index(self) -> int | None:
+        """Return whose answer is the next, if it is there."""
+        return self.taken if self._is_next_there() else None
 
     def _waiting(self) -> int:
         return len(self.answers)
@@ -194,24 +246,18 @@ class Stream(MapCall):
 class UnorderedStream(Stream):
     """The calls of one imap_unordered: first answered, first taken."""
 
-    def __init__(
-        self, pool: Any, dispatcher: Dispatcher, function: Function, buffersize: int | None
-    ) -> None:
-        super().__init__(pool, dispatcher, function, buffersize)
-        self._arrived: deque[Answer] = deque()
+    _arrived: Iterator[int] = iter(())
 
     def _is_next_there(self) -> bool:
-        return bool(self._arrived or self.answers)
+        return bool(self.answers)
 
-    def _pop(self) -> Answer | None:
-        arrived, answers = self._arrived, self.answers
-        if not arrived:
-            # Many at a time: to find the first of a dict is to pass all that were deleted.
-            arrived.extend([answers.pop(index) for index in list(answers)])
-        return arrived.popleft() if arrived else None
-
-    def _waiting(self) -> int:
-        return len(self.answers) + len(self._arrived)
+    def _next_index(self) -> int | None:
+        # Many at a time: to find the first of a dict is to pass all that were deleted.
+        for index in self._arrived:
+            if index in self.answers:
+                return index
+        self._arrived = iter(list(self.answers))
+        return next(self._arrived, None)
 
 
 class IMapIterator(Iterator[T]):
@@ -228,9 +274,8 @@ class IMapIterator(Iterator[T]):
         (1, 2)
     """
 
-    def __init__(self, stream: Stream, chunked: bool) -> None:
-        self._stream, self._chunked = stream, chunked
-        self._chunk: deque[T] = deque()
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
 
     def next(self, timeout: float | None = None) -> T:
         """Return the next result; raise what its call raised.
@@ -245,17 +290,20 @@ class IMapIterator(Iterator[T]):
         """
         deadline = Deadline(timeout)
         while True:
-            if self._chunk:
-                return self._chunk.popleft()
-            value, error = value_of(self._stream.next(deadline), self._stream.dispatcher.load)
-            if error is not None:
-                try:
-                    raise error
-                finally:
-                    del error, self  # its traceback has this frame
-            if not self._chunked:
+            answer = self._stream.at_hand
+            if not answer.values:
+                answer = self._stream.next(deadline)
+            failed = answer.failed
+            try:
+                (value,) = map(_first, (answer.values,))
+            except IndexError:  # another thread was faster
+                continue
+            if not failed:
                 return value  # type: ignore[no-any-return]
-            self._chunk.extend(value)
+            try:
+                raise value
+            finally:
+                del value, self  # its traceback has this frame
 
     def __next__(self) -> T:
         """Return the next result."""

@@ -17,21 +17,23 @@ def interrupted(call: Callable[[], object], modules: set[str], at: int) -> bool:
     """Make a call, and raise before its line ``at`` in these modules; return whether it has so many.
 
     No handler is called between a block and the end of its ``with``, where a trace
-    function is: that line is none.
+    function is, nor after a step of C (reference_sections) until the next call: such a line is none.
     """
-    lines = 0
+    lines, stepped = 0, False
 
     def trace(frame: Any, event: str, _: Any) -> Any:
-        nonlocal lines
+        nonlocal lines, stepped
         if frame.f_globals.get("__name__") not in modules:
             return None
         code: CodeType = frame.f_code
         if event == "line":
             text = linecache.getline(code.co_filename, frame.f_lineno).lstrip()
-            if not text.startswith("with "):
+            stepped = stepped and "(" not in text
+            if not (stepped or text.startswith("with ")):
                 lines += 1
                 if lines == at:
                     raise Interrupted
+            stepped = stepped or text.startswith("(value,) = map(")
         return trace
 
     sys.settrace(trace)

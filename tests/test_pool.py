@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import functools
 import inspect
 import itertools
 import logging
@@ -239,6 +240,32 @@ def test_a_wait_that_is_broken_off_loses_no_result(pool: Pool) -> None:
         broken_off += interrupted(result.get, MODULES, at)
         assert result.get(20) == list(range(5))
     assert broken_off > 10  # not all: they may be there before they are asked for
+
+
+@pytest.mark.parametrize("name", ["imap", "imap_unordered"])
+@pytest.mark.parametrize("chunksize", [1, 3])
+def test_a_reader_that_is_broken_off_loses_no_result(pool: Pool, name: str, chunksize: int) -> None:
+    """Whichever line it has come to: whoever goes on reads all, each once, and then the end."""
+    broken_off = 0
+    for at in range(1, 60):
+        results = getattr(pool, name)(work.same, range(12), chunksize)
+        read: list[int] = []
+        first = map(read.append, results)
+        broken_off += interrupted(functools.partial(next, first), {"ipcmap.pool_streams"}, at)
+        read.extend(results)
+        assert sorted(read) == list(range(12)), f"{at=}"
+    assert broken_off > 20
+
+
+def test_an_imap_that_is_broken_off_keeps_no_pool_from_its_end(pool: Pool) -> None:
+    """Whichever line the call has come to: what was not begun is waited for by nobody."""
+    broken_off = sum(
+        interrupted(lambda: pool.imap(work.same, range(3)), {"ipcmap.pool"}, at)
+        for at in range(1, 40)
+    )
+    assert broken_off > 15
+    pool.close()
+    pool.join()
 
 
 # Iterables

@@ -233,9 +233,10 @@ def test_a_pool_is_terminated_while_an_iterable_waits(pool: Pool, name: str) -> 
     pool.join()
     reader.join()
 
-    assert isinstance(read.get(), CancelledError)
-    with pytest.raises(CancelledError, match="terminated"):
-        next(results)
+    error = read.get()
+    assert isinstance(error, CancelledError)
+    assert "terminated" in str(error)
+    assert list(results) == []  # who skips what has failed comes to an end
     gate.put(7)  # nobody takes it any more
     work.wait_until(lambda: not pool._feeders)
 
@@ -266,6 +267,7 @@ def test_a_pool_is_terminated_while_a_feeder_waits_for_its_reader(pool: Pool) ->
     assert [next(results) for _ in range(3)] == [1, 2, 3]
     with pytest.raises(CancelledError):
         next(results)
+    assert list(results) == []
 
 
 def test_running_calls_are_ended_by_terminate(pool: Pool, said: Ring, gate: Ring) -> None:
