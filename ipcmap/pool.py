@@ -384,6 +384,8 @@ class Pool(standard.Pool):
             )
 
     def _check_running(self) -> None:
+        if not self._dispatcher.is_ours:  # by no lock, which a thread may have had at the fork
+            self._dispatcher.check()
         if self._state != _RUN:
             raise ValueError(f"pool is not running: {self!r}; make another")
 
@@ -392,7 +394,7 @@ class Pool(standard.Pool):
     @property
     def _pool(self) -> list[Any]:
         """The workers' processes."""
-        return list(self._executor._processes.values())
+        return list(self._executor._processes.values()) if self._dispatcher.is_ours else []
 
     def _repopulate_pool(self) -> None:
         """Fork the workers that are missing."""

@@ -392,6 +392,35 @@ def test_a_child_of_the_parent_takes_nothing_away(
     assert result.get() == 5
 
 
+def test_a_child_waits_for_no_lock_that_a_thread_had(pool: Pool, fork: Fork) -> None:
+    """Whatever it calls raises, or does nothing."""
+    held, over = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with pool._dispatcher.lock:
+            held.set()
+            over.wait()
+
+    def child() -> None:
+        for name in ("apply", "map", "imap"):
+            for items in ([], [1]):
+                with pytest.raises(RuntimeError, match="belongs to the process"):
+                    getattr(pool, name)(abs, items)
+        assert "state=RUN" in repr(pool)
+        pool.close()
+        assert "state=RUN" in repr(pool)
+        pool.terminate()
+        pool.join()
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    held.wait()
+    process = fork(child)
+    over.set()
+    holder.join()
+    assert process.wait() == 0
+
+
 PARENT = """
 import os, signal, time
 import ipcmap
