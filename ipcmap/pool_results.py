@@ -20,7 +20,7 @@ from typing import Any, TypeVar, cast
 from ipcmap._deadline import Deadline
 from ipcmap.dispatch import Dispatcher
 from ipcmap.messages import RETURNED_END
-from ipcmap.tasks import Function, MapCall, outcome
+from ipcmap.tasks import Function, MapCall, is_main_thread, outcome
 
 __all__ = ["AsyncResult", "Calls", "MapResult", "value_of"]
 
@@ -129,7 +129,7 @@ class AsyncResult(standard.ApplyResult[T]):
             callback(self._value if self._error is None else self._error)
         except BaseException as error:
             # Where signal handlers run it may be one of theirs.
-            if not isinstance(error, Exception) and _is_main():
+            if not isinstance(error, Exception) and is_main_thread():
                 raise
             _log.exception("callback of a pool raised, and is not called again: %r", callback)
 
@@ -168,6 +168,8 @@ class MapResult(AsyncResult[list[T]], standard.MapResult[T]):
                 if error is not None:
                     return None, error
                 values.append(value)
+            if is_main_thread():  # it was a signal handler's
+                raise
         if self._chunked:
             values = [*itertools.chain.from_iterable(values)]
         return values, None
@@ -195,10 +197,6 @@ class Calls(MapCall):
         """See whether all answers are there; called with the dispatcher's lock."""
         if len(self.answers) == self.count:
             self._finish(self._result)
-
-
-def _is_main() -> bool:
-    return threading.current_thread() is threading.main_thread()
 
 
 def _results(answers: Any, load: Callable[[bytes], Any]) -> list[Any]:

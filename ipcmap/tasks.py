@@ -22,6 +22,7 @@ __all__ = [
     "Task",
     "TaskFuture",
     "TaskName",
+    "is_main_thread",
     "outcome",
 ]
 
@@ -236,15 +237,35 @@ class MapCall:
             self.condition.notify_all()
 
 
+def is_main_thread() -> bool:
+    """Return whether signal handlers run in this thread."""
+    return threading.current_thread() is threading.main_thread()
+
+
+def _loads(answer: bytes, load: Callable[[bytes], Any]) -> bool:
+    try:
+        load(answer)
+    except Exception:
+        return False
+    return True
+
+
 def outcome(
     answer: bytes | BaseException, load: Callable[[bytes], Any] = load
 ) -> tuple[Any, BaseException | None]:
-    """Return what an answer says: a result, or an exception."""
+    """Return what an answer says: a result, or an exception.
+
+    Raises:
+        BaseException: That of a signal handler, such as Ctrl-C's.
+    """
     if isinstance(answer, BaseException):
         return None, answer
     try:
         value = load(answer)
     except BaseException as error:
+        # Where signal handlers run it may be one of theirs: whoever asks again has the result.
+        if is_main_thread() and (not isinstance(error, Exception) or _loads(answer, load)):
+            raise
         broken = BrokenProcessPool(
             f"result cannot be loaded in this process: {type(error).__name__}: {error}; return "
             "what can be pickled both ways"

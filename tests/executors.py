@@ -127,6 +127,27 @@ class Undumpable:
         raise ValueError("not to be dumped")
 
 
+class Hooked:
+    """An object that is loaded as 5, by calling what is in ``hooks`` of the process."""
+
+    hooks: list[Callable[[], object]] = []  # noqa: RUF012
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return load_hooked, ()
+
+
+def load_hooked() -> int:
+    """Load it."""
+    while Hooked.hooks:
+        Hooked.hooks.pop()()
+    return 5
+
+
+def make_hooked(_: object = None) -> Hooked:
+    """Return what calls the hooks of whoever loads it."""
+    return Hooked()
+
+
 def make_undumpable() -> Undumpable:
     """Return what cannot be dumped."""
     return Undumpable()

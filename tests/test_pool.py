@@ -10,6 +10,7 @@ import logging
 import multiprocessing.pool
 import os
 import queue
+import signal
 import threading
 import weakref
 from collections.abc import Iterable, Iterator
@@ -240,6 +241,36 @@ def test_a_wait_that_is_broken_off_loses_no_result(pool: Pool) -> None:
         broken_off += interrupted(result.get, MODULES, at)
         assert result.get(20) == list(range(5))
     assert broken_off > 10  # not all: they may be there before they are asked for
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, TimeoutError])
+@pytest.mark.parametrize("name", ["apply_async", "map_async", "imap"])
+def test_what_a_handler_raises_while_a_result_is_loaded_is_raised(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch, name: str, error: type[BaseException]
+) -> None:
+    """It is no fault of the result, which is there for whoever asks again."""
+
+    def interrupt() -> None:
+        if threading.current_thread() is threading.main_thread():
+            signal.raise_signal(signal.SIGUSR1)
+
+    monkeypatch.setattr(work.Hooked, "hooks", [interrupt])
+    before = signal.signal(signal.SIGUSR1, lambda *_: work.fail(error("from a handler")))
+    try:
+        result = getattr(pool, name)(work.make_hooked, [0])
+        ask = result.next if name == "imap" else result.get
+        values: list[object] = []
+        raised: list[str] = []
+        while not values:
+            try:
+                values.append(ask(50))
+            except error as caught:
+                raised.append(str(caught))
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert values == [[5] if name == "map_async" else 5]
+    assert set(raised) <= {"from a handler"}
+    assert len(raised) == 1 or name != "imap"  # of the others the manager may have taken care
 
 
 @pytest.mark.parametrize("name", ["imap", "imap_unordered"])
