@@ -130,6 +130,7 @@ class Dispatcher(Workforce):
             BrokenProcessPool: No worker can be had.
             RuntimeError: It was shut down.
         """
+        self._check_owner()  # by no lock, which a thread may have had when this one was forked
         with self.lock:
             self.check()
             if self.manager is None or self.manager.ident is None:
