@@ -11,7 +11,6 @@ from __future__ import annotations
 import itertools
 import logging
 import multiprocessing
-import threading
 from collections.abc import Callable
 from concurrent.futures.process import _RemoteTraceback
 from multiprocessing import pool as standard
@@ -20,7 +19,7 @@ from typing import Any, TypeVar, cast
 from ipcmap._deadline import Deadline
 from ipcmap.dispatch import Dispatcher
 from ipcmap.messages import RETURNED_END
-from ipcmap.tasks import Function, MapCall, is_main_thread, outcome
+from ipcmap.tasks import Condition, Function, MapCall, is_main_thread, outcome
 
 __all__ = ["AsyncResult", "Calls", "MapResult", "value_of"]
 
@@ -52,7 +51,7 @@ class AsyncResult(standard.ApplyResult[T]):
         self._pool = pool  # lives until this is settled
         self.dispatcher = dispatcher
         self._callbacks = callback, error_callback
-        self._settled = threading.Condition()
+        self._settled = Condition()
         self._turn = iter((True,))
         self._value: Any = None
         self._error: BaseException | None = None

@@ -9,12 +9,14 @@ from concurrent.futures import CancelledError, Future, InvalidStateError
 from concurrent.futures import _base as states
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any, Protocol, TypeVar
 
 from ipcmap._deadline import Deadline
 from ipcmap.messages import RETURNED, TAIL, UNLOADABLE, load, numbers_of
 
 __all__ = [
+    "Condition",
     "Dispatcher",
     "Function",
     "MapCall",
@@ -30,6 +32,18 @@ T = TypeVar("T")
 
 _FOR_EVER = Deadline(None)
 _OVER = (states.FINISHED, states.CANCELLED, states.CANCELLED_AND_NOTIFIED)
+
+
+class Condition(threading.Condition):
+    """A condition whose lock a signal handler's exception leaves as it is to be.
+
+    ``with`` takes it and lets it go by one step of C. Of threading's own that is a call of Python,
+    after which, or before which, a handler may raise: then it stays taken. To wait, let others
+    have a lock in ``_waiters``: :meth:`wait` is Python as well.
+    """
+
+    __enter__ = property(attrgetter("_lock.__enter__"))
+    __exit__ = property(attrgetter("_lock.__exit__"))
 
 
 class Dispatcher(Protocol):
@@ -126,6 +140,7 @@ class TaskFuture(Future[T]):
 
     def __init__(self, dispatcher: Dispatcher, timeout: float | None, retries: int) -> None:
         super().__init__()
+        self._condition.__class__ = Condition
         self._dispatcher, self.timeout, self.retries = dispatcher, timeout, retries
 
     def result(self, timeout: float | None = None) -> T:
@@ -211,7 +226,7 @@ class MapCall:
         self.dispatcher, self.function = dispatcher, function
         self.timeout, self.retries = timeout, retries
         self.answers: dict[int, bytes | BaseException] = {}
-        self.condition = threading.Condition()
+        self.condition = Condition()
         self.waiters = 0
 
     def wait(self, index: int, deadline: Deadline) -> bytes | BaseException:

@@ -11,10 +11,12 @@ import multiprocessing.pool
 import os
 import queue
 import signal
+import sys
 import threading
 import weakref
 from collections.abc import Iterable, Iterator
 from concurrent.futures import CancelledError
+from typing import Any
 
 import pytest
 
@@ -236,11 +238,31 @@ def test_an_interrupt_in_a_callback_leaves_the_result_ready(pool: Pool) -> None:
 def test_a_wait_that_is_broken_off_loses_no_result(pool: Pool) -> None:
     """Whichever line it has come to: the next wait gets them."""
     broken_off = 0
-    for at in range(1, 100):
+    for at in range(1, 150):
         result = pool.map_async(work.same, range(5), 1)
-        broken_off += interrupted(result.get, MODULES, at)
+        broken_off += interrupted(result.get, MODULES | {"threading"}, at)
         assert result.get(20) == list(range(5))
     assert broken_off > 10  # not all: they may be there before they are asked for
+
+
+def test_who_waits_takes_locks_in_one_step_of_c(pool: Pool) -> None:
+    """A signal handler that raised in a step of Python would leave one taken, and all would wait."""
+    stream: Any = pool.imap(abs, [1])
+    result: Any = pool.map_async(abs, [1])
+    future: Any = pool._executor.submit(abs, 1)
+    entered: list[str] = []
+
+    def trace(frame: Any, event: str, _: Any) -> None:
+        entered.append(frame.f_code.co_name)
+
+    for condition in (stream._stream.condition, result._settled, future._condition, pool._changed):
+        sys.settrace(trace)
+        try:
+            with condition:
+                pass
+        finally:
+            sys.settrace(None)
+    assert entered == []
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, TimeoutError])
@@ -478,6 +500,39 @@ def test_a_closed_pool_does_what_it_has(default_engine: object) -> None:
             getattr(pool, name)(abs, [1])
     with pytest.raises(ValueError, match="not running"):
         pool.__enter__()
+
+
+def test_a_map_that_is_being_given_out_is_done_by_a_closed_pool(
+    default_engine: object,
+) -> None:
+    """It was called before the end, by another thread; whose handlers are told that they are in it."""
+    pool = Pool(2)
+    closed, half, results = threading.Event(), threading.Event(), queue.SimpleQueue[object]()
+
+    class Number:
+        def __init__(self, number: int) -> None:
+            self.number = number
+
+        def __reduce__(self) -> tuple[object, ...]:
+            if self.number == 500:
+                half.set()
+                closed.wait()
+                with pytest.raises(ipcmap.BusyError, match="whose map it has interrupted"):
+                    pool.join()
+            return int, (self.number,)
+
+    caller = threading.Thread(
+        target=lambda: results.put(pool.map(work.same, map(Number, range(600)), 1))
+    )
+    caller.start()
+    half.wait()
+    pool.close()
+    closed.set()
+    pool.join()
+    caller.join()
+    assert results.get() == list(range(600))
+    with pytest.raises(ValueError, match="not running"):
+        pool.map(abs, [1])
 
 
 def test_whoever_leaves_it_terminates_it(
