@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
+import os
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -22,6 +23,7 @@ from ipcmap.executor import ProcessPoolExecutor
 from ipcmap.messages import dump_plainly
 from ipcmap.pool_results import AsyncResult, MapResult
 from ipcmap.pool_streams import IMapIterator, Stream, UnorderedStream, feed
+from ipcmap.tasks import Condition
 
 __all__ = ["Pool"]
 
@@ -89,8 +91,11 @@ class Pool(standard.Pool):
         self._dispatcher: Dispatcher = executor._dispatcher
         self._dispatcher.ends_at_exit = True
         self._processes = executor._max_workers
-        self._changed = threading.Condition()
+        self._changed = Condition()
         self._feeders: dict[Stream, threading.Thread] = {}
+        self._givers: dict[
+            MapResult[Any], int
+        ] = {}  # maps that are being given out, by which thread
         try:
             self._repopulate_pool()
         except BaseException:
@@ -226,9 +231,16 @@ class Pool(standard.Pool):
             return result
         calls = result.begin(function, count, chunksize > 1)
         tasks = executor._tasks(calls, args)
-        while batch := list(itertools.islice(tasks, _AT_ONCE)):
-            executor._add(batch)
-            dispatcher.collect()
+        try:
+            with self._changed:
+                self._check_running()
+                self._givers[result] = threading.get_ident()
+            while batch := list(itertools.islice(tasks, _AT_ONCE)):
+                executor._add(batch)
+                dispatcher.collect()
+        finally:
+            self._givers.pop(result, None)  # in one step, whatever a signal handler raises
+            self._say_who_left()
         self._hurry(callback, error_callback)
         if len(calls.answers) == count:  # they may all be no worker's
             with dispatcher.lock:
@@ -312,14 +324,17 @@ class Pool(standard.Pool):
 
     def _fed(self, stream: Stream) -> None:
         """See that a stream is fed no more; called by its feeder."""
+        self._feeders.pop(stream, None)
+        self._say_who_left()
+
+    def _say_who_left(self) -> None:
         with self._changed:
-            self._feeders.pop(stream, None)
             self._changed.notify_all()
         self._end_if_fed()
 
     def _end_if_fed(self) -> None:
         # Nobody takes another lock while it has that one: a signal handler may close the pool.
-        if self._state == _CLOSE and not self._feeders:
+        if self._state == _CLOSE and not (self._feeders or self._givers):
             self._executor.shutdown(wait=False)
 
     # The end
@@ -361,6 +376,7 @@ class Pool(standard.Pool):
         that nobody reads where there is a ``buffersize``; but not a pool that was terminated.
 
         Raises:
+            BusyError: In a signal handler that has interrupted a call of the pool.
             ValueError: The pool takes calls.
         """
         if not self._dispatcher.is_ours:
@@ -368,7 +384,12 @@ class Pool(standard.Pool):
         if self._state == _RUN:
             raise ValueError(f"pool is still running: {self!r}; close() or terminate() it first")
         with self._changed:
-            while self._feeders and self._state == _CLOSE:
+            while (self._feeders or self._givers) and self._state == _CLOSE:
+                if threading.get_ident() in self._givers.values():
+                    raise BusyError(
+                        "a signal handler cannot wait for a pool whose map it has interrupted: "
+                        f"pid={os.getpid()}; return from the handler first"
+                    )
                 self._changed.wait(_SLICE)
         self._executor.shutdown(wait=True)
 
