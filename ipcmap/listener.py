@@ -65,8 +65,8 @@ class Listener:
     """
 
     __slots__ = (
-        "__weakref__", "_cell", "_fd", "_key", "_listeners", "_lock", "_object", "_open", "_pid",
-        "_pipe", "_timer",
+        "__weakref__", "_arming", "_cell", "_ended", "_fd", "_key", "_listeners", "_lock",
+        "_object", "_open", "_pid", "_pipe", "_timer",
     )  # fmt: skip
 
     def __init__(
@@ -78,6 +78,7 @@ class Listener:
         """
         self._open: list[Callable[[], object]] = []  # what closes the descriptors, the last first
         self._pid = os.getpid()
+        self._arming = self._ended = False
         # For the threads that use one listener; a handler may come back to it.
         self._lock = threading.RLock()
         self._object, self._listeners = listened_to, listeners
@@ -102,7 +103,7 @@ class Listener:
         Raises:
             ClosedError: It was closed, or belongs to the parent of this process.
         """
-        if not self._open or self._pid != os.getpid():
+        if self.closed:
             raise ClosedError(
                 f"listener is closed here: pid={os.getpid()}, made by pid={self._pid}; "
                 "make another (Ring.listen)"
@@ -112,7 +113,7 @@ class Listener:
     @property
     def closed(self) -> bool:
         """Whether it was closed, or belongs to the parent of this process."""
-        return not self._open or self._pid != os.getpid()
+        return self._ended or not self._open or self._pid != os.getpid()
 
     def close(self) -> None:
         """Give its descriptors back; the ring stays as it is. Twice is once.
@@ -124,6 +125,9 @@ class Listener:
             return
         _remove(self)
         with self._lock:
+            self._ended = True
+            if self._arming:  # this is a handler that has interrupted it: there it is closed
+                return
             self._drop()
             cell, self._cell = self._cell, None
         if cell is not None:
@@ -176,21 +180,32 @@ class Listener:
         if self._pid != os.getpid():
             return
         with self._lock:
-            if not self._open or self._cell is None:
+            if self._ended or not self._open or self._cell is None:
                 return
-            # The timer first: from here on it rings, whatever breaks the rest off.
-            if self._timer >= 0:
-                slice_ = _SLICE if seconds is None else _slice_of(seconds)
-                libc.timerfd_settime(self._timer, 0, slice_, None)
-            self._drain()
-            armed = self._timer >= 0  # or else readable in vain, if somebody is stopped
-            with contextlib.suppress(Stalled, BlockingIOError):
-                try:
-                    if seen is not None:
-                        armed = self._listeners.arm(self._cell, seen, self._drain, deadline)
-                finally:
-                    if not armed:
-                        os.write(self._pipe, b"\0")
+            before, self._arming = self._arming, True
+            try:
+                self._arm_cell(self._cell, seen, deadline, seconds)
+            finally:
+                self._arming = before
+                if self.closed and not before:
+                    self.close()
+
+    def _arm_cell(
+        self, cell: Cell, seen: int | None, deadline: Deadline, seconds: float | None
+    ) -> None:
+        # The timer first: from here on it rings, whatever breaks the rest off.
+        if self._timer >= 0:
+            slice_ = _SLICE if seconds is None else _slice_of(seconds)
+            libc.timerfd_settime(self._timer, 0, slice_, None)
+        self._drain()
+        armed = self._timer >= 0  # or else readable in vain, if somebody is stopped
+        with contextlib.suppress(Stalled, BlockingIOError):
+            try:
+                if seen is not None:
+                    armed = self._listeners.arm(cell, seen, self._drain, deadline)
+            finally:
+                if not armed:
+                    os.write(self._pipe, b"\0")
 
     def _drain(self) -> None:
         with contextlib.suppress(BlockingIOError):

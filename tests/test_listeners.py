@@ -19,6 +19,8 @@ from children import Fork
 from ipcmap import ClosedError, Ring, Semaphore, StaleHandle
 from ipcmap import listener as listener_module
 from ipcmap._core import libc
+from ipcmap._core.layout import Kind
+from ipcmap._core.reference_cells import Cell
 from ipcmap._core.reference_listeners import Listeners
 from listening import PATIENCE, is_readable, receive
 from rings import blocks, drained, taken
@@ -195,6 +197,33 @@ def test_a_handler_that_raises_as_a_listener_closes_leaves_the_others_as_they_ar
         ring.put(b"x")
         assert drained(ring) == [b"x"]
         assert not is_readable(second)
+
+
+def test_a_handler_may_close_the_listener_that_is_being_armed(
+    ring_type: RingType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Then its block is freed, and its pipe closed, by the call that the handler has interrupted."""
+    at_first = blocks()
+    ring = ring_type()
+    listener = ring.listen()
+    usual = Listeners.arm
+
+    def arm(self: Listeners, cell: Cell, *rest: Any) -> bool:
+        listener.close()
+        assert listener.closed
+        with pytest.raises(ClosedError):
+            listener.fileno()
+        assert self.allocator.tag(cell)[1] == Kind.LISTENER
+        return usual(self, cell, *rest)
+
+    monkeypatch.setattr(Listeners, "arm", arm)
+    with pytest.raises(queue.Empty):
+        ring.get(0)
+    assert not listener._open
+    ring.put(b"x")
+    assert ring.get(0) == b"x"
+    ring.destroy()
+    assert blocks() == at_first
 
 
 def test_a_producer_learns_of_each_new_listener(ring_type: RingType, endless_timers: None) -> None:
