@@ -238,7 +238,7 @@ def test_an_interrupt_in_a_callback_leaves_the_result_ready(pool: Pool) -> None:
 def test_a_wait_that_is_broken_off_loses_no_result(pool: Pool) -> None:
     """Whichever line it has come to: the next wait gets them."""
     broken_off = 0
-    for at in range(1, 150):
+    for at in range(1, 100):
         result = pool.map_async(work.same, range(5), 1)
         broken_off += interrupted(result.get, MODULES | {"threading"}, at)
         assert result.get(20) == list(range(5))
