@@ -44,12 +44,13 @@ from typing import Any
 from ipcmap._core import stall_log
 from ipcmap._deadline import Deadline
 from ipcmap.arena import Arena
+from ipcmap.assignments import STUCK
 from ipcmap.errors import BusyError
 from ipcmap.messages import CHECKED, DIED, TAIL, UNPREPARED, forms_of, load
 from ipcmap.seats import Seat
 from ipcmap.tasks import Function, MapCall, Owner, Task, is_main_thread
 from ipcmap.worker import Blueprint
-from ipcmap.workforce import STUCK, Workforce
+from ipcmap.workforce import Workforce
 
 __all__ = ["Dispatcher"]
 

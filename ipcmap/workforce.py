@@ -1,18 +1,7 @@
-"""The workers of an executor: who there is, what each is given, and what becomes of the dead.
+"""The workers of an executor: who there is, and what becomes of the dead.
 
-A worker has a ring of tasks of its own, which is filled ahead: by one task at a time where they
-are long, by many where they are short. What lies there and was not taken can be taken
-back, for another worker, or for good. A worker says in its cell which task it has in hand
-(worker.py), so that the death of a worker is the loss of that task alone.
-
-All of it is guarded by one lock, under which no code of a caller runs but that of signal
-handlers and finalizers, in the thread that holds it.
-
-So whoever changes it says so first (``_changing``) and takes that back at the end. Who finds it
-said has interrupted such a change, or comes after one that was broken off by a handler's
-exception: that one leaves the rest to the manager, whose thread no handler runs in. It finds a
-home again for every task that has none, and finds out what each worker has whose ring was
-being changed: a task that is not done is never in no list for long.
+A worker says in its cell which task it has in hand (worker.py), so that the death of a worker is
+the loss of that task alone.
 
 Hiring and burying cannot be done again: the manager alone does them.
 """
@@ -22,38 +11,28 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
-import os
-import queue
-import threading
 import time
-from collections import deque
 from concurrent.futures import CancelledError
-from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 from ipcmap._deadline import Deadline
 from ipcmap.arena import Arena
-from ipcmap.errors import ArenaFull, CorruptError, IpcmapError, WorkerDied
-from ipcmap.executor_statistics import ExecutorStatistics
-from ipcmap.messages import NUDGE, TAIL
+from ipcmap.assignments import Assignments
+from ipcmap.errors import CorruptError, WorkerDied
 from ipcmap.seats import Seat
-from ipcmap.tasks import MapCall, Owner, Task
+from ipcmap.tasks import Task
 from ipcmap.worker import Blueprint
 from ipcmap.zygote import Zygote, ZygoteProcess, zygote_for
 
-__all__ = ["STUCK", "Workforce"]
+__all__ = ["Workforce"]
 
 _log = logging.getLogger("ipcmap")
-_MOST_AHEAD = 512  # tasks that a worker holds
-_AHEAD = 500_000  # nanoseconds of work that it holds
-STUCK = 5_000_000  # nanoseconds: nothing waits behind a task that takes longer
 _STILLBORN = 3  # workers in a row, at least, that died before they were ready
-_PATIENCE = 0.01  # seconds for a task that was taken to be begun
 _GRACE = 5.0  # seconds for a worker to end of SIGTERM
 _LOOK = 0.1  # seconds between two looks whether that is over
 
 
-class Workforce:
+class Workforce(Assignments):
     """The half of an executor that nobody waits for.
 
     Args:
@@ -66,164 +45,20 @@ class Workforce:
     def __init__(
         self, blueprint: Blueprint, arena: Arena, max_workers: int, *, early: bool = False
     ) -> None:
-        self.pid = os.getpid()
-        self.max_workers = max_workers
-        self.broken: str | None = None
-        self.closing = False
-        self.seats: dict[int, Seat] = {}
-        self.queue: deque[Task] = deque()
-        self.tasks: dict[int, Task] = {}  # all that are not done
-        self.lock: Any = threading.RLock()
-        self._changing = False  # seats and queue; stays so if that is broken off
-        self._given_up: deque[MapCall] = deque()  # by finalizers amid such a change
-        self._clearing = False  # drop_waiting() came amid such a change
+        super().__init__(blueprint.results, max_workers)
         self._blueprint, self._arena = blueprint, arena
-        self._results, self._cells = blueprint.results, blueprint.cells()
-        self._idle: dict[int, Seat] = {}
-        self._finished: dict[int, tuple[Owner, bytes | BaseException]] = {}
+        self._cells = blueprint.cells()
         self._tried: dict[int, int] = {}  # how often a task was lost, and is done again
-        self._accused: deque[Seat] = deque()  # that drop() may have condemned
         self._overdue: set[int] = set()  # tasks whose workers are killed for them
-        self._mean = float(_AHEAD)  # nanoseconds that a task takes
-        self._ahead = 1
-        self._looked = 0
         self._stillborn = 0
         self._has_hired = False
-        self._timed = False  # some tasks have a timeout
         self._killed = False  # by terminate_workers or kill_workers
         self._grace: Deadline | None = None  # after which who was terminated is killed
-        self.keeps_all = False  # workers are forked before there are tasks for them
         self._zygote: Zygote | None = zygote_for(blueprint.work, early=early)
-
-    @property
-    def is_ours(self) -> bool:
-        """Whether this process made it: a child has copies of what its parent uses."""
-        return self.pid == os.getpid()
-
-    def statistics(self) -> ExecutorStatistics:
-        """Say what there is to do, and what each worker does."""
-        with self.lock:
-            workers = tuple(self.seats[index].statistics() for index in sorted(self.seats))
-            queued = sum(task.number in self.tasks for task in list(self.queue))
-            return ExecutorStatistics(len(self.tasks), queued, workers)
 
     def _watch(self, seat: Seat) -> None:
         """Look after a worker from now on: a part of the subclass."""
         raise NotImplementedError
-
-    def _check_on(self, seat: Seat) -> None:
-        """Have :meth:`_resume` called when the answers that are there by now have been taken."""
-        raise NotImplementedError
-
-    def wake(self) -> None:
-        """Have the manager look: a part of the subclass."""
-        raise NotImplementedError
-
-    # Tasks go to workers
-
-    def _feed(self) -> None:
-        waiting, idle, tasks = self.queue, self._idle, self.tasks
-        while waiting and idle:
-            task = waiting.popleft()
-            if task.number in tasks:  # and not cancelled
-                _, seat = idle.popitem()
-                if not self._give(seat, [task]):
-                    return
-        if waiting:
-            if self._ahead > 1:
-                self._stock_up()
-            if self.lacks_workers:
-                self.wake()
-
-    @property
-    def lacks_workers(self) -> bool:
-        """Whether a worker is to be forked, for a task that waits or for those to come."""
-        if len(self.seats) >= self.max_workers or self.broken is not None:
-            return False
-        return bool(self.queue and not self._idle) or (self.keeps_all and not self.closing)
-
-    def _stock_up(self) -> None:
-        """Put short tasks before workers that will soon have none."""
-        now, ahead = time.monotonic_ns(), self._ahead
-        seats = [
-            seat
-            for seat in self.seats.values()
-            if 2 * len(seat.held) <= ahead
-            and not (seat.condemned or seat.suspect)
-            and not (seat.is_stuck(now, STUCK) or seat.has_long_tasks())
-        ]
-        if not seats:
-            return
-        room = ahead - max(len(seat.held) for seat in seats)
-        share = min(room, -(-len(self.queue) // len(seats)))
-        take, known = self.queue.popleft, self.tasks
-        count = min(share * len(seats), len(self.queue))
-        tasks = [task for _ in range(count) if (task := take()).number in known]
-        for number, seat in enumerate(seats):
-            self._give(seat, tasks[number :: len(seats)])
-
-    def _give(self, seat: Seat, tasks: list[Task]) -> bool:
-        """Give tasks to a worker; return whether there was room."""
-        refused = seat.give(tasks)
-        if refused is None:
-            self._idle.pop(seat.index, None)
-            return True
-        back, error = refused
-        self._rest(seat)
-        if not isinstance(error, queue.Full) and (
-            not isinstance(error, ArenaFull) or not any(one.held for one in self.seats.values())
-        ):
-            self._end(back.pop(0), error)
-        self.queue.extendleft(reversed(back))
-        return False
-
-    def _withdraw(self, seat: Seat) -> list[Task]:
-        """Take back what a worker has not taken; it may have nothing to do then."""
-        tasks = seat.withdraw()
-        self._rest(seat)
-        return tasks
-
-    def _rest(self, seat: Seat) -> None:
-        """Note that a worker has nothing to do, if that is so."""
-        busy = seat.held or seat.condemned or seat.suspect
-        if not busy and self.seats.get(seat.index) is seat:
-            self._idle[seat.index] = seat
-
-    # A change was broken off
-
-    def _mend(self) -> None:
-        """Find a home for every task, and out what each worker has; the manager's alone."""
-        for seat in self.seats.values():
-            if seat.halfway:
-                self.queue.extendleft(reversed(seat.suspend()))
-                self._check_on(seat)
-        homes = {task.number for task in self.queue}.union(
-            *(seat.held for seat in self.seats.values())
-        )
-        homeless = [task for number, task in self.tasks.items() if number not in homes]
-        for task in homeless:
-            task.seat = None
-        self.queue.extendleft(reversed(homeless))
-        self._idle.clear()
-        for seat in self.seats.values():
-            self._rest(seat)
-
-    def _do_what_was_left(self) -> None:
-        """Do what others found no time for; the manager's alone."""
-        for _ in range(len(self._given_up)):
-            self.drop_call(self._given_up.popleft())
-        if self._clearing:
-            self._clearing = False
-            self.drop_waiting()
-
-    def _resume(self, seat: Seat) -> None:
-        """Go on with a worker whose ring was being changed."""
-        lost = seat.resume()
-        if lost is None:
-            self._check_on(seat)
-        else:
-            self.queue.extendleft(reversed(lost))
-            self._rest(seat)
 
     # Workers come
 
@@ -258,129 +93,6 @@ class Workforce:
                 _log.warning("zygote of an executor died: pid %d; another is forked", zygote.pid)
                 zygote.close()
                 self._zygote = None
-
-    def _measure(self, seat: Seat) -> None:
-        """Learn how long tasks take, and so how many to put before a worker."""
-        mean = seat.mean()
-        if mean is not None:
-            self._mean += (mean - self._mean) / 4 if mean < self._mean else mean - self._mean
-            self._ahead = 1 + min(_MOST_AHEAD, int(_AHEAD / (self._mean + 1000)))
-
-    def _free_the_stuck(self, now: int) -> None:
-        """Take back what waits behind a task that takes long."""
-        self._looked = now
-        for seat in self.seats.values():
-            if len(seat.held) > 1 and seat.is_stuck(now, STUCK):
-                self.queue.extendleft(reversed(self._withdraw(seat)))
-
-    def _end(self, task: Task, error: BaseException) -> None:
-        """Let a task be done, by an exception; only its first end counts."""
-        if task.number not in self.tasks:
-            return
-        owner = task.owner
-        if isinstance(owner, MapCall):
-            owner.answers[task.index] = error
-            owner.notify()
-        else:
-            self._finished[task.number] = owner, error
-        self.tasks.pop(task.number, None)
-
-    # Tasks are given up
-
-    def is_begun(self, task: Task) -> bool:
-        """Return whether a worker has a task in hand."""
-        if not self.is_ours:
-            return False
-        with self.lock:
-            return task.seat is not None and task.seat.in_hand() is task
-
-    def drop(self, task: Task) -> bool:
-        """Give a task up, and kill the worker that has it in hand; ``False`` = it is done."""
-        if not self.is_ours:
-            return False
-        until = time.monotonic() + _PATIENCE
-        while True:
-            with self.lock:
-                if task.number not in self.tasks:
-                    return False
-                if not self._changing:
-                    self._changing = True
-                    dropped = self._drop(task)
-                    self._changing = False
-                    if dropped:
-                        self._nudge()
-                        return True
-                else:
-                    self.wake()
-            # It was taken and not begun; or it is answered, and the answer not taken.
-            if time.monotonic() > until:
-                return False
-            os.sched_yield()
-
-    def _drop(self, task: Task) -> bool:
-        seat = task.seat
-        if seat is not None:
-            self.queue.extendleft(reversed(self._withdraw(seat)))
-        seat = task.seat
-        if seat is not None:
-            self._accused.append(seat)
-        dropped = seat is None or seat.condemn(task)
-        if dropped:
-            self._end(task, CancelledError())
-        self._feed()
-        return dropped
-
-    def _execute_the_condemned(self) -> None:
-        """Kill whom a signal handler's exception kept :meth:`drop` from killing."""
-        with self.lock:
-            while self._accused:
-                seat = self._accused.popleft()
-                if self.seats.get(seat.index) is seat:
-                    seat.execute()
-
-    def drop_waiting(self) -> None:
-        """Cancel every task that no worker has begun."""
-        if not self.is_ours:
-            return
-        with self.lock:
-            if self._changing:
-                self._clearing = True
-                self.wake()
-                return
-            self._changing = True
-            for seat in self.seats.values():
-                self.queue.extend(self._withdraw(seat))
-            for task in list(self.queue):
-                self._end(task, CancelledError())
-            self.queue.clear()
-            self._changing = False
-
-    def drop_call(self, call: MapCall) -> None:
-        """Give up the items of a call that no worker has begun: nobody asks for them any more."""
-        if not self.is_ours:
-            return
-        with self.lock:
-            if self._changing:
-                self._given_up.append(call)
-                self.wake()
-                return
-            mine = [task for task in list(self.tasks.values()) if task.owner is call]
-            if not mine:
-                return
-            self._changing = True
-            for seat in self.seats.values():
-                if any(task.owner is call for task in seat.held.values()):
-                    self.queue.extendleft(reversed(self._withdraw(seat)))
-            for task in mine:
-                if task.seat is None:
-                    self.tasks.pop(task.number, None)
-            self._feed()
-            self._changing = False
-
-    def _nudge(self) -> None:
-        """Have whoever leads look again; where the ring is damaged, nobody leads for long."""
-        with contextlib.suppress(queue.Full, IpcmapError):
-            self._results.put(TAIL.pack(0, NUDGE), 0)
 
     # Workers die
 
@@ -438,17 +150,6 @@ class Workforce:
             if record.traceback:
                 error.add_note(record.traceback)
             self._end(task, error)
-
-    def _break(self, reason: str, cause: BaseException | None) -> None:
-        """Be of no use any more: every task fails."""
-        self.broken = self.broken or reason
-        for task in list(self.tasks.values()):
-            error = BrokenProcessPool(reason)
-            error.__cause__ = cause
-            self._end(task, error)
-        self.queue.clear()
-        self.closing = True
-        self._nudge()
 
     def _look_at_the_clock(self) -> None:
         """Kill the workers whose tasks take longer than they may."""

@@ -15,7 +15,7 @@ from interrupts import Interrupted, interrupted
 from ipcmap import Arena, BusyError, ProcessPoolExecutor, Ring
 from ipcmap._deadline import Deadline
 
-MODULES = {"ipcmap.dispatch", "ipcmap.workforce", "ipcmap.seats"}
+MODULES = {"ipcmap.dispatch", "ipcmap.workforce", "ipcmap.assignments", "ipcmap.seats"}
 OTHERS = 6
 NEVER = 1 << 62  # nanoseconds
 
@@ -88,7 +88,7 @@ class Stage:
 @pytest.fixture
 def stage(engine: str, arena: Arena, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
     """A stage; workers are given tasks ahead, however long it takes."""
-    monkeypatch.setattr("ipcmap.workforce.STUCK", NEVER)
+    monkeypatch.setattr("ipcmap.assignments.STUCK", NEVER)
     monkeypatch.setattr("ipcmap.dispatch.STUCK", NEVER)
     monkeypatch.setattr("ipcmap.dispatch.Dispatcher._measure", lambda *_: None)
     executor = ProcessPoolExecutor(1, arena=arena)

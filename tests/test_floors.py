@@ -48,6 +48,7 @@ FLOORS: list[list[set[str]]] = [
         {"executor_statistics", "progress"},
         {"worker"},
         {"seats"},
+        {"assignments"},
         {"workforce"},
         {"dispatch"},
         {"supervisor", "executor"},

@@ -26,7 +26,7 @@ from interrupts import interrupted
 from ipcmap import AsyncResult, IMapIterator, MapResult, Pool, Ring
 from ipcmap.zygote import _warn_of_threads
 
-MODULES = {"ipcmap.dispatch", "ipcmap.workforce", "ipcmap.seats"}
+MODULES = {"ipcmap.dispatch", "ipcmap.workforce", "ipcmap.assignments", "ipcmap.seats"}
 
 
 @pytest.fixture
