@@ -15,7 +15,14 @@ from interrupts import Interrupted, interrupted
 from ipcmap import Arena, BusyError, ProcessPoolExecutor, Ring
 from ipcmap._deadline import Deadline
 
-MODULES = {"ipcmap.dispatch", "ipcmap.workforce", "ipcmap.assignments", "ipcmap.seats"}
+MODULES = {
+    "ipcmap.dispatch",
+    "ipcmap.manager_thread",
+    "ipcmap.answers",
+    "ipcmap.workforce",
+    "ipcmap.assignments",
+    "ipcmap.seats",
+}
 OTHERS = 6
 NEVER = 1 << 62  # nanoseconds
 
@@ -89,7 +96,7 @@ class Stage:
 def stage(engine: str, arena: Arena, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
     """A stage; workers are given tasks ahead, however long it takes."""
     monkeypatch.setattr("ipcmap.assignments.STUCK", NEVER)
-    monkeypatch.setattr("ipcmap.dispatch.STUCK", NEVER)
+    monkeypatch.setattr("ipcmap.answers.STUCK", NEVER)
     monkeypatch.setattr("ipcmap.dispatch.Dispatcher._measure", lambda *_: None)
     executor = ProcessPoolExecutor(1, arena=arena)
     executor._dispatcher._ahead = 4

@@ -50,6 +50,8 @@ FLOORS: list[list[set[str]]] = [
         {"seats"},
         {"assignments"},
         {"workforce"},
+        {"answers"},
+        {"manager_thread"},
         {"dispatch"},
         {"supervisor", "executor"},
         {"pool_results"},

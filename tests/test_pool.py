@@ -26,7 +26,14 @@ from interrupts import interrupted
 from ipcmap import AsyncResult, IMapIterator, MapResult, Pool, Ring
 from ipcmap.zygote import _warn_of_threads
 
-MODULES = {"ipcmap.dispatch", "ipcmap.workforce", "ipcmap.assignments", "ipcmap.seats"}
+MODULES = {
+    "ipcmap.dispatch",
+    "ipcmap.manager_thread",
+    "ipcmap.answers",
+    "ipcmap.workforce",
+    "ipcmap.assignments",
+    "ipcmap.seats",
+}
 
 
 @pytest.fixture
