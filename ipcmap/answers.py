@@ -9,69 +9,76 @@ Guards
   lead   the ring of answers, and the order in which they are dealt with. Who holds it may
          wait for answers; the lock is taken inside it, and never the other way round.
 What an exception of a signal handler breaks off is done again: an answer stays in ``_taken``
-until it is dealt with, and in ``_finished`` until its future has it, and a call in ``_answered``
+until it is dealt with, and in ``finished`` until its future has it, and a call in ``_answered``
 until it is told; and what is said of tasks and seats is mended (assignments.py). Where the ring of
 answers is plain Python, an answer could be lost between the ring and ``_taken``: there the main
 thread, which handlers run in, never leads.
+
+Shared fields      written
+  _taken           with the lead; taken out under the lock
+  _answered        under the lock: calls of map that have answers and are not told so
+  noticed          under the lock: of the notices that were taken kind, index and pid
+  led              with the lead: how often somebody other than the manager has led
+  _leader          with the lead: the thread that waits for answers, 0 = none
+  _waits_in        by the main thread, where handlers run: the condition that it waits in
+  hurried          by any thread: the manager is to lead; it takes that back
+  _moved           when something came, under the lock; infinite, by the manager: that was said
+  over             with both, by the manager: the ring is given back, and nobody leads any more
 """
 
 from __future__ import annotations
 
 import itertools
+import logging
+import math
 import os
 import queue
-import struct
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+from ipcmap._core import stall_log
 from ipcmap._deadline import Deadline
-from ipcmap.arena import Arena
-from ipcmap.assignments import STUCK
+from ipcmap.assignments import STUCK, Assignments
 from ipcmap.errors import BusyError
-from ipcmap.messages import CHECKED, DIED, TAIL, UNPREPARED, forms_of, load
+from ipcmap.messages import CHECKED, DIED, TAIL, UNPREPARED, WORKER, forms_of, load
+from ipcmap.ring import Ring
 from ipcmap.seats import Seat
 from ipcmap.tasks import MapCall, Owner
-from ipcmap.worker import Blueprint
-from ipcmap.workforce import Workforce
 
-__all__ = ["LED", "WORKER", "Answers"]
+__all__ = ["LED", "Answers"]
 
-WORKER = struct.Struct("<QQ")  # index and pid
-LED = 0.01  # seconds between two looks of the manager while tasks are under way
+_log = logging.getLogger("ipcmap")
+LED = 0.01  # seconds between two looks of who does not lead, while tasks are under way
 _SLICE = 0.1  # seconds that anybody leads on end
 
 
-class Answers(Workforce):
-    """The answers, and who takes them.
+class Answers(Assignments):
+    """The answers, and whose turn it is to take them; the tasks that they end, too.
 
     Args:
-        blueprint: What every worker has.
-        arena: Where the rings are.
+        results: The ring of answers.
         max_workers: The most at a time.
-        early: As of a workforce.
+        engine: Of the ring.
     """
 
-    def __init__(
-        self, blueprint: Blueprint, arena: Arena, max_workers: int, *, early: bool = False
-    ) -> None:
-        super().__init__(blueprint, arena, max_workers, early=early)
+    def __init__(self, results: Ring, max_workers: int, engine: str) -> None:
+        super().__init__(results, max_workers)
         self.numbers = itertools.count(1)  # of tasks
-        self.dump, self.load = forms_of(self._results)
-        self._in_one_step = blueprint.engine == "native"
-        self._lead = threading.Lock()
-        self._leader = 0  # the thread that waits for answers in pull()
-        self._waits_in: threading.Condition | None = None  # the main thread, where handlers run
-        self._led = 0  # how often somebody other than the manager has led
+        self.dump, self.load = forms_of(results)
+        self._in_one_step = engine == "native"
+        self.lead = threading.Lock()
+        self._leader = 0
+        self._waits_in: threading.Condition | None = None
+        self.led = 0
         self._taken: deque[list[bytes]] = deque()
-        self._answered: set[MapCall] = set()  # and not told so
-        # What of the notices was taken: kind, index and pid.
-        self._noticed: deque[tuple[int, int, int]] = deque()
-        self._hurried = False
-        self._moved = time.monotonic()  # when something came, or the last line was said
-        self._over = False
+        self._answered: set[MapCall] = set()
+        self.noticed: deque[tuple[int, int, int]] = deque()
+        self.hurried = False
+        self._moved = time.monotonic()
+        self.over = False
 
     def pull(
         self, done: Callable[[], bool], condition: threading.Condition, deadline: Deadline
@@ -86,13 +93,13 @@ class Answers(Workforce):
             self._check_owner()
             self._check_calls()
             left = deadline.slice(_SLICE)
-            if self._lead.locked() or self._over or not self._may_lead():
+            if self.lead.locked() or self.over or not self._may_lead():
                 self._wait(done, condition, min(left, LED))
             else:
-                with self._lead:
-                    self._led += 1
-                    if not (self._finished or self._over or done()):
-                        self._pump(left)
+                with self.lead:
+                    self.led += 1
+                    if not (self.finished or self.over or done()):
+                        self.pump(left)
             self.settle()
             if not left:
                 return
@@ -113,12 +120,12 @@ class Answers(Workforce):
         """Return whether no answer is lost if a signal handler raises; else have it done."""
         if self._in_one_step or threading.current_thread() is not threading.main_thread():
             return True
-        if not self._hurried:
+        if not self.hurried:
             self.hurry()
         return False
 
     def _check_calls(self) -> None:
-        leads = self._leader == threading.get_ident() and self._lead.locked()
+        leads = self._leader == threading.get_ident() and self.lead.locked()
         waits_in: Any = self._waits_in  # whoever settles needs it
         if leads or self.lock._is_owned() or (waits_in is not None and waits_in._is_owned()):
             raise BusyError(
@@ -135,15 +142,15 @@ class Answers(Workforce):
 
     def collect(self) -> None:
         """Take what has come, without waiting; unless another does."""
-        if not (self._lead.locked() or self.lock._is_owned()) and self._may_lead():
-            with self._lead:
-                if not self._over and len(self._results):
-                    self._led += 1
-                    self._pump(0)
+        if not (self.lead.locked() or self.lock._is_owned()) and self._may_lead():
+            with self.lead:
+                if not self.over and len(self.results):
+                    self.led += 1
+                    self.pump(0)
 
-    def _pump(self, timeout: float) -> None:
+    def pump(self, timeout: float) -> None:
         """Take what has come, waiting for the first; called with the lead."""
-        get_many = self._results.get_many
+        get_many = self.results.get_many
         self._leader = threading.get_ident()
         try:
             # In one step, where that is written in C: what was taken is never lost to
@@ -160,19 +167,20 @@ class Answers(Workforce):
     def _use_answers(self) -> None:
         """Deal with what was taken, and give the workers more."""
         with self.lock:
-            broken_off = self._changing
-            self._changing = True
-            self._deal()
+            broken_off = self.changing
+            self.changing = True
+            self.deal()
             if broken_off:
                 return
             now = time.monotonic_ns()
             if now - self._looked > STUCK:
                 self._free_the_stuck(now)
             if self.queue:
-                self._feed()
-            self._changing = False
+                self.feed()
+            self.changing = False
 
-    def _deal(self) -> None:
+    def deal(self) -> None:
+        """Deal with what was taken; called with the lock."""
         if self._taken:
             self._moved = time.monotonic()
         taken, tasks, unpack, tail = self._taken, self.tasks, TAIL.unpack_from, -TAIL.size
@@ -192,12 +200,12 @@ class Answers(Workforce):
                     if owner.waiters and owner not in calls:
                         calls.add(owner)
                 else:
-                    self._finished[number] = owner, record
+                    self.finished[number] = owner, record
                 if seat is not None:
                     held = seat.held
                     held.pop(number, None)
                     if not held:
-                        self._rest(seat)
+                        self.rest(seat)
                 tasks.pop(number, None)
             taken.popleft()
         if seat is not None and self.seats.get(seat.index) is seat:
@@ -208,7 +216,7 @@ class Answers(Workforce):
 
     def settle(self) -> None:
         """Give the futures their answers; callbacks are called, so nothing may be held."""
-        finished = self._finished
+        finished = self.finished
         while finished:
             for number, (future, answer) in list(finished.items()):
                 future.settle(answer)
@@ -216,22 +224,29 @@ class Answers(Workforce):
 
     def finish(self, owner: Owner) -> None:
         """Have an owner settled, whose answers have all been dealt with; called with the lock."""
-        self._finished[next(self.numbers)] = owner, b""
-
-    def nudge(self) -> None:
-        """Have whoever waits for answers look whether there is need to."""
-        with self.lock:
-            self._nudge()
+        self.finished[next(self.numbers)] = owner, b""
 
     def _notice(self, kind: int, record: bytes) -> None:
         if kind in (DIED, CHECKED):
-            self._noticed.append((kind, *WORKER.unpack_from(record)))
+            self.noticed.append((kind, *WORKER.unpack_from(record)))
             self.wake()
         elif kind == UNPREPARED:
             error = load(record)
-            self._break(f"initializer of a worker failed: {type(error).__name__}: {error}", error)
+            self.break_down(
+                f"initializer of a worker failed: {type(error).__name__}: {error}", error
+            )
+
+    def say_if_stalled(self) -> None:
+        """Log what each worker does, where nothing has come for long; the manager's alone."""
+        stalled = time.monotonic() - self._moved
+        if self.tasks and stalled >= stall_log.SECONDS:
+            self._moved = math.inf  # once, until something comes
+            _log.warning(
+                "pid %d has waited %.1f s for any worker of an executor: %s",
+                os.getpid(), stalled, self.statistics().describe(time.time()),
+            )  # fmt: skip
 
     def hurry(self) -> None:
         """Have the manager take the lead now: somebody waits for answers and takes none."""
-        self._hurried = True
+        self.hurried = True
         self.wake()

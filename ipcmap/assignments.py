@@ -7,11 +7,24 @@ back, for another worker, or for good.
 All of it is guarded by one lock, under which no code of a caller runs but that of signal
 handlers and finalizers, in the thread that holds it.
 
-So whoever changes it says so first (``_changing``) and takes that back at the end. Who finds it
+So whoever changes it says so first (``changing``) and takes that back at the end. Who finds it
 said has interrupted such a change, or comes after one that was broken off by a handler's
 exception: that one leaves the rest to the manager, whose thread no handler runs in. It finds a
 home again for every task that has none, and finds out what each worker has whose ring was
 being changed: a task that is not done is never in no list for long.
+
+Shared fields, under the lock if nothing else is said
+  tasks      all that are not done, by number
+  queue      those that no worker has; and some that are done, which nobody is given
+  seats      the workers, and what each has; the manager alone adds and removes (workforce.py)
+  idle       the seats whose workers have nothing to do
+  finished   answers whose owners do not have them; taken out without the lock, and twice is once
+  changing   a change of the others is under way, or was broken off
+  timed      some tasks have a timeout; never taken back
+  keeps_all  workers are forked before there are tasks for them; never taken back
+  broken     why it is of no use any more; the first reason stays
+  closing    no task is taken on any more; said without the lock, too, and never taken back
+  bell       the descriptor that wakes the manager, from its begin to its end, -1 else
 """
 
 from __future__ import annotations
@@ -56,20 +69,21 @@ class Assignments:
         self.closing = False
         self.seats: dict[int, Seat] = {}
         self.queue: deque[Task] = deque()
-        self.tasks: dict[int, Task] = {}  # all that are not done
+        self.tasks: dict[int, Task] = {}
         self.lock: Any = threading.RLock()
-        self._changing = False  # seats and queue; stays so if that is broken off
-        self._given_up: deque[MapCall] = deque()  # by finalizers amid such a change
-        self._clearing = False  # drop_waiting() came amid such a change
-        self._results = results
-        self._idle: dict[int, Seat] = {}
-        self._finished: dict[int, tuple[Owner, bytes | BaseException]] = {}
+        self.changing = False
+        self._given_up: deque[MapCall] = deque()  # by finalizers amid a change
+        self._clearing = False  # drop_waiting() came amid a change
+        self.results = results
+        self.idle: dict[int, Seat] = {}
+        self.finished: dict[int, tuple[Owner, bytes | BaseException]] = {}
         self._accused: deque[Seat] = deque()  # that drop() may have condemned
         self._mean = float(_AHEAD)  # nanoseconds that a task takes
         self._ahead = 1
         self._looked = 0
-        self._timed = False  # some tasks have a timeout
-        self.keeps_all = False  # workers are forked before there are tasks for them
+        self.timed = False
+        self.keeps_all = False
+        self.bell = -1
 
     @property
     def is_ours(self) -> bool:
@@ -83,18 +97,27 @@ class Assignments:
             queued = sum(task.number in self.tasks for task in list(self.queue))
             return ExecutorStatistics(len(self.tasks), queued, workers)
 
-    def _check_on(self, seat: Seat) -> None:
-        """Have :meth:`_resume` called when the answers that are there by now have been taken."""
-        raise NotImplementedError
-
     def wake(self) -> None:
-        """Have the manager look: a part of the subclass."""
-        raise NotImplementedError
+        """Have the manager look; safe in a finalizer and in a signal handler."""
+        if self.bell >= 0:
+            with contextlib.suppress(OSError):
+                os.eventfd_write(self.bell, 1)
 
-    # Tasks go to workers
+    def nudge(self) -> None:
+        """Have whoever waits for answers look whether there is need to."""
+        with self.lock:
+            self._nudge()
 
-    def _feed(self) -> None:
-        waiting, idle, tasks = self.queue, self._idle, self.tasks
+    def _nudge(self) -> None:
+        """Have whoever leads look again; where the ring is damaged, nobody leads for long."""
+        with contextlib.suppress(queue.Full, IpcmapError):
+            self.results.put(TAIL.pack(0, NUDGE), 0)
+
+    # Tasks go to workers: with the lock, amid a change
+
+    def feed(self) -> None:
+        """Give what waits to those who have nothing to do, and short tasks to others, too."""
+        waiting, idle, tasks = self.queue, self.idle, self.tasks
         while waiting and idle:
             task = waiting.popleft()
             if task.number in tasks:  # and not cancelled
@@ -112,7 +135,7 @@ class Assignments:
         """Whether a worker is to be forked, for a task that waits or for those to come."""
         if len(self.seats) >= self.max_workers or self.broken is not None:
             return False
-        return bool(self.queue and not self._idle) or (self.keeps_all and not self.closing)
+        return bool(self.queue and not self.idle) or (self.keeps_all and not self.closing)
 
     def _stock_up(self) -> None:
         """Put short tasks before workers that will soon have none."""
@@ -138,28 +161,28 @@ class Assignments:
         """Give tasks to a worker; return whether there was room."""
         refused = seat.give(tasks)
         if refused is None:
-            self._idle.pop(seat.index, None)
+            self.idle.pop(seat.index, None)
             return True
         back, error = refused
-        self._rest(seat)
+        self.rest(seat)
         if not isinstance(error, queue.Full) and (
             not isinstance(error, ArenaFull) or not any(one.held for one in self.seats.values())
         ):
-            self._end(back.pop(0), error)
+            self.end_task(back.pop(0), error)
         self.queue.extendleft(reversed(back))
         return False
 
     def _withdraw(self, seat: Seat) -> list[Task]:
         """Take back what a worker has not taken; it may have nothing to do then."""
         tasks = seat.withdraw()
-        self._rest(seat)
+        self.rest(seat)
         return tasks
 
-    def _rest(self, seat: Seat) -> None:
+    def rest(self, seat: Seat) -> None:
         """Note that a worker has nothing to do, if that is so."""
         busy = seat.held or seat.condemned or seat.suspect
         if not busy and self.seats.get(seat.index) is seat:
-            self._idle[seat.index] = seat
+            self.idle[seat.index] = seat
 
     def _measure(self, seat: Seat) -> None:
         """Learn how long tasks take, and so how many to put before a worker."""
@@ -175,8 +198,8 @@ class Assignments:
             if len(seat.held) > 1 and seat.is_stuck(now, STUCK):
                 self.queue.extendleft(reversed(self._withdraw(seat)))
 
-    def _end(self, task: Task, error: BaseException) -> None:
-        """Let a task be done, by an exception; only its first end counts."""
+    def end_task(self, task: Task, error: BaseException) -> None:
+        """Let a task be done, by an exception; only its first end counts. With the lock."""
         if task.number not in self.tasks:
             return
         owner = task.owner
@@ -184,7 +207,7 @@ class Assignments:
             owner.answers[task.index] = error
             owner.notify()
         else:
-            self._finished[task.number] = owner, error
+            self.finished[task.number] = owner, error
         self.tasks.pop(task.number, None)
 
     # Tasks are given up
@@ -205,10 +228,10 @@ class Assignments:
             with self.lock:
                 if task.number not in self.tasks:
                     return False
-                if not self._changing:
-                    self._changing = True
+                if not self.changing:
+                    self.changing = True
                     dropped = self._drop(task)
-                    self._changing = False
+                    self.changing = False
                     if dropped:
                         self._nudge()
                         return True
@@ -228,81 +251,70 @@ class Assignments:
             self._accused.append(seat)
         dropped = seat is None or seat.condemn(task)
         if dropped:
-            self._end(task, CancelledError())
-        self._feed()
+            self.end_task(task, CancelledError())
+        self.feed()
         return dropped
-
-    def _execute_the_condemned(self) -> None:
-        """Kill whom a signal handler's exception kept :meth:`drop` from killing."""
-        with self.lock:
-            while self._accused:
-                seat = self._accused.popleft()
-                if self.seats.get(seat.index) is seat:
-                    seat.execute()
 
     def drop_waiting(self) -> None:
         """Cancel every task that no worker has begun."""
         if not self.is_ours:
             return
         with self.lock:
-            if self._changing:
+            if self.changing:
                 self._clearing = True
                 self.wake()
                 return
-            self._changing = True
+            self.changing = True
             for seat in self.seats.values():
                 self.queue.extend(self._withdraw(seat))
             for task in list(self.queue):
-                self._end(task, CancelledError())
+                self.end_task(task, CancelledError())
             self.queue.clear()
-            self._changing = False
+            self.changing = False
 
     def drop_call(self, call: MapCall) -> None:
         """Give up the items of a call that no worker has begun: nobody asks for them any more."""
         if not self.is_ours:
             return
         with self.lock:
-            if self._changing:
+            if self.changing:
                 self._given_up.append(call)
                 self.wake()
                 return
             mine = [task for task in list(self.tasks.values()) if task.owner is call]
             if not mine:
                 return
-            self._changing = True
+            self.changing = True
             for seat in self.seats.values():
                 if any(task.owner is call for task in seat.held.values()):
                     self.queue.extendleft(reversed(self._withdraw(seat)))
             for task in mine:
                 if task.seat is None:
                     self.tasks.pop(task.number, None)
-            self._feed()
-            self._changing = False
+            self.feed()
+            self.changing = False
 
-    def _nudge(self) -> None:
-        """Have whoever leads look again; where the ring is damaged, nobody leads for long."""
-        with contextlib.suppress(queue.Full, IpcmapError):
-            self._results.put(TAIL.pack(0, NUDGE), 0)
-
-    def _break(self, reason: str, cause: BaseException | None) -> None:
-        """Be of no use any more: every task fails."""
+    def break_down(self, reason: str, cause: BaseException | None) -> None:
+        """Be of no use any more: every task fails. With the lock."""
         self.broken = self.broken or reason
         for task in list(self.tasks.values()):
             error = BrokenProcessPool(reason)
             error.__cause__ = cause
-            self._end(task, error)
+            self.end_task(task, error)
         self.queue.clear()
         self.closing = True
         self._nudge()
 
-    # A change was broken off
+    # A change was broken off: the manager's alone
 
-    def _mend(self) -> None:
-        """Find a home for every task, and out what each worker has; the manager's alone."""
-        for seat in self.seats.values():
-            if seat.halfway:
-                self.queue.extendleft(reversed(seat.suspend()))
-                self._check_on(seat)
+    def mend(self) -> list[Seat]:
+        """Find a home for every task; return the seats that :meth:`resume` is to be called for.
+
+        That is to be when the answers that are there by now have been taken.
+        """
+        halfway = [seat for seat in self.seats.values() if seat.halfway]
+        for seat in halfway:
+            self.queue.extendleft(reversed(seat.suspend()))
         homes = {task.number for task in self.queue}.union(
             *(seat.held for seat in self.seats.values())
         )
@@ -310,23 +322,37 @@ class Assignments:
         for task in homeless:
             task.seat = None
         self.queue.extendleft(reversed(homeless))
-        self._idle.clear()
+        self.idle.clear()
         for seat in self.seats.values():
-            self._rest(seat)
+            self.rest(seat)
+        return halfway
 
-    def _do_what_was_left(self) -> None:
-        """Do what others found no time for; the manager's alone."""
+    def resume(self, seat: Seat) -> bool:
+        """Go on with a worker whose ring was being changed; return whether it is known what it has.
+
+        ``False`` = it has begun a task just now: call this again, as after :meth:`mend`.
+        """
+        lost = seat.resume()
+        if lost is None:
+            return False
+        self.queue.extendleft(reversed(lost))
+        self.rest(seat)
+        return True
+
+    def execute_the_condemned(self) -> None:
+        """Kill whom a signal handler's exception kept :meth:`drop` from killing."""
+        if not self._accused:
+            return
+        with self.lock:
+            while self._accused:
+                seat = self._accused.popleft()
+                if self.seats.get(seat.index) is seat:
+                    seat.execute()
+
+    def do_what_was_left(self) -> None:
+        """Do what others found no time for."""
         for _ in range(len(self._given_up)):
             self.drop_call(self._given_up.popleft())
         if self._clearing:
             self._clearing = False
             self.drop_waiting()
-
-    def _resume(self, seat: Seat) -> None:
-        """Go on with a worker whose ring was being changed."""
-        lost = seat.resume()
-        if lost is None:
-            self._check_on(seat)
-        else:
-            self.queue.extendleft(reversed(lost))
-            self._rest(seat)

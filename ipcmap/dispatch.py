@@ -1,4 +1,13 @@
-"""The executor's inside: tasks come, answers come back, the dead are noticed."""
+"""The executor's inside as the executor sees it: tasks are taken on, and there is an end.
+
+What each part knows
+  assignments.py      which worker has which task, and the lock of all that
+  answers.py          what comes back, and whose turn it is to take it
+  workforce.py        workers: how they come, and what becomes of the dead
+  manager_thread.py   the thread that sees to what nobody else waits for
+A dispatcher is the first two, which any thread calls, and has the others, which are the manager's.
+It tells the manager what there is to do by what it says of the tasks, and wakes it to look.
+"""
 
 from __future__ import annotations
 
@@ -14,30 +23,38 @@ from multiprocessing import util
 from typing import Any
 
 from ipcmap._deadline import Deadline
+from ipcmap.answers import Answers
 from ipcmap.arena import Arena
 from ipcmap.manager_thread import Manager
 from ipcmap.tasks import Function, Task
 from ipcmap.worker import Blueprint
+from ipcmap.workforce import Workforce
 
 __all__ = ["Dispatcher"]
 
 
-class Dispatcher(Manager):
-    """Tasks are taken on, and their executor ends.
+class Dispatcher(Answers):
+    """Tasks, from when they are taken on.
 
     Args:
         blueprint: What every worker has.
         arena: Where the rings are.
         max_workers: The most at a time.
         early: As of a workforce.
+
+    Attributes:
+        ends_at_exit: Whether it ends with the program and with its last handle, rather than when
+            its tasks are done.
     """
 
     def __init__(
         self, blueprint: Blueprint, arena: Arena, max_workers: int, *, early: bool = False
     ) -> None:
-        super().__init__(blueprint, arena, max_workers, early=early)
+        super().__init__(blueprint.results, max_workers, blueprint.engine)
+        self.workforce = Workforce(self, blueprint, arena, early=early)
+        self.manager = Manager(self, self.workforce)
         self._functions = itertools.count(1)
-        self.ends_at_exit = False  # and with its last handle; or its tasks are done first
+        self.ends_at_exit = False
         _dispatchers.add(self)
         if _exits_of != [self.pid]:
             # A process of multiprocessing ends without atexit, and waits for its children.
@@ -65,25 +82,26 @@ class Dispatcher(Manager):
             BrokenProcessPool: No worker can be had.
             RuntimeError: It was shut down.
         """
+        manager = self.manager
         with self.lock:
             self.check()
-            if self.manager is None or self.manager.ident is None:
-                self._begin()
-            interrupts = self._changing
-            self._changing = True
-            self._timed |= timed
+            if manager.thread is None or manager.thread.ident is None:  # has_begun, a call less
+                manager.begin()
+            interrupts = self.changing
+            self.changing = True
+            self.timed |= timed
             if not self.tasks:
                 self._moved = time.monotonic()
             for task in tasks:
                 self.tasks[task.number] = task
             self.queue.extend(tasks)
             if not interrupts:
-                self._feed()
-                self._changing = False
-        if interrupts or self._asleep:
+                self.feed()
+                self.changing = False
+        if interrupts or manager.asleep:
             self.wake()
         if self.lacks_workers:
-            self._await_workers()
+            manager.await_workers()
 
     def staff(self) -> None:
         """Fork all workers, now and whenever one has ended.
@@ -94,12 +112,11 @@ class Dispatcher(Manager):
         """
         with self.lock:
             self.check()
-            if self.manager is None or self.manager.ident is None:
-                self._begin()
+            self.manager.begin()
             self.keeps_all = True
         self.wake()
-        self._await_workers()
-        if not self._has_hired:
+        self.manager.await_workers()
+        if not self.workforce.has_hired:
             self.check()
 
     # The end
@@ -114,25 +131,30 @@ class Dispatcher(Manager):
             return
         with self.lock:
             self.closing = True
-            manager = self.manager
-        if manager is None or manager.ident is None:
-            self._finish()
+            thread = self.manager.thread if self.manager.has_begun else None
+        if thread is None:
+            self.manager.end()
             return
         self.wake()
-        if wait and manager is not threading.current_thread():
+        if wait and thread is not threading.current_thread():
             self._check_calls()
-            manager.join()
+            thread.join()
+
+    def end_workers(self, *, kill: bool) -> None:
+        """Send every worker a signal that ends it."""
+        if self.is_ours:
+            self.workforce.end(kill=kill)
 
     def let_go(self) -> None:
         """Be shut down, since nobody can give it a task any more; called by a finalizer."""
         if self.is_ours:
             self.closing = True
             if self.ends_at_exit:
-                self._grace = Deadline(0)
-            if self.manager is None or self.manager.ident is None:
-                self._finish()
-            else:
+                self.workforce.grace = Deadline(0)
+            if self.manager.has_begun:
                 self.wake()
+            else:
+                self.manager.end()
 
 
 _dispatchers: weakref.WeakSet[Dispatcher] = weakref.WeakSet()

@@ -36,6 +36,7 @@ __all__ = [
     "TAIL",
     "UNLOADABLE",
     "UNPREPARED",
+    "WORKER",
     "cause_from",
     "dump",
     "dump_function",
@@ -53,6 +54,7 @@ KEYWORDS: Final = 1 << 63  # beside the number of a function: its arguments are 
 RETURNED, RAISED, UNLOADABLE = 0, 1, 2  # answers: the pickle of a result, of an exception, why not
 UNPREPARED, DIED, NUDGE = 3, 4, 5  # notices: the initializer failed; a worker died; look again
 CHECKED = 6  # notice: the answers that a worker had given by then have been taken
+WORKER: Final = struct.Struct("<QQ")  # what goes with DIED and CHECKED: its index and pid
 _CODEC = PickleCodec()
 _TAILED = b"\x80o"  # how records begin that may have something behind them
 RETURNED_END: Final = TAIL.pack(0, RETURNED)[-8:]  # how every result ends

@@ -222,7 +222,7 @@ def test_an_executor_that_nobody_has_ends_by_itself(engine: str, arena: Arena) -
     """When its tasks are done."""
     executor = ProcessPoolExecutor(2, arena=arena)
     task = executor.submit(work.same, 1)
-    manager = executor._dispatcher.manager
+    manager = executor._dispatcher.manager.thread
     assert manager
     del executor
     gc.collect()
@@ -484,7 +484,7 @@ def test_nothing_is_left_of_it(engine: str, arena: Arena) -> None:
 def test_the_manager_of_an_idle_executor_sleeps(executor: ProcessPoolExecutor) -> None:
     """It takes next to no processor time."""
     executor.submit(work.same, 1).result()
-    work.wait_until(lambda: executor._dispatcher._asleep)
+    work.wait_until(lambda: executor._dispatcher.manager.asleep)
     before = time.process_time()
     time.sleep(0.5)
     assert time.process_time() - before < 0.25

@@ -124,13 +124,14 @@ def test_a_task_is_charged_with_its_own_time_alone(
     with ProcessPoolExecutor(1, arena=arena) as executor:
         task = executor.with_options(timeout=60).submit(work.same, 7)
         said.get()
-        looks, look = list[None](), executor._dispatcher._look_at_the_clock
+        workforce = executor._dispatcher.workforce
+        looks, look = list[None](), workforce.look_at_the_clock
 
         def counted() -> None:
             look()
             looks.append(None)
 
-        monkeypatch.setattr(executor._dispatcher, "_look_at_the_clock", counted)
+        monkeypatch.setattr(workforce, "look_at_the_clock", counted)
         work.wait_until(lambda: len(looks) > 2)
         gate.put_many([b""] * 2)
 
@@ -237,8 +238,8 @@ def test_whoever_is_killed_while_idle_is_replaced(executor: ProcessPoolExecutor)
 def test_another_zygote_is_forked_where_one_dies(executor: ProcessPoolExecutor) -> None:
     """The workers that there are go on."""
     pid = executor.submit(work.pid_of).result()
-    assert executor._dispatcher._zygote
-    os.kill(executor._dispatcher._zygote.pid, signal.SIGKILL)
+    assert executor._dispatcher.workforce._zygote
+    os.kill(executor._dispatcher.workforce._zygote.pid, signal.SIGKILL)
     assert executor.submit(work.pid_of).result() == pid
     assert isinstance(executor.submit(work.die).exception(), WorkerDied)
 
@@ -386,7 +387,7 @@ def test_an_interrupt_does_not_break_off_a_burial(
     me = threading.get_ident()
 
     def leads() -> bool:
-        dispatcher._led += 1  # or the manager would lead, which sees nobody else do it
+        dispatcher.led += 1  # or the manager would lead, which sees nobody else do it
         return engine == "reference" or dispatcher._leader == me  # where it never leads
 
     def kill() -> None:
@@ -439,7 +440,7 @@ def test_a_damaged_ring_of_answers_breaks_the_executor(engine: str, arena: Arena
     said.get()
     said.get()
     pids = list(executor._processes)
-    dispatcher._results = DamagedRing(dispatcher._results)  # type: ignore[assignment]
+    dispatcher.results = DamagedRing(dispatcher.results)  # type: ignore[assignment]
 
     done, waiting = wait(tasks, 20)
 
@@ -487,13 +488,14 @@ def test_nobody_waits_in_what_is_given_back(
 ) -> None:
     """The end has the lead; who takes it afterwards finds nothing to wait for."""
     dispatcher = executor._dispatcher
-    give_back, led = dispatcher._give_back, []
+    workforce = dispatcher.workforce
+    give_back, led = workforce.give_back, []
 
     def look_and_give_back() -> None:
-        led.append(dispatcher._lead.locked())
+        led.append(dispatcher.lead.locked())
         give_back()
 
-    monkeypatch.setattr(dispatcher, "_give_back", look_and_give_back)
+    monkeypatch.setattr(workforce, "give_back", look_and_give_back)
     assert executor.submit(work.same, 1).result() == 1
 
     executor.shutdown()
@@ -514,7 +516,7 @@ def wait():
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a background job
     executor = ipcmap.ProcessPoolExecutor(2)
-    os.write(1, b"%d\\n" % executor._dispatcher._zygote.pid)
+    os.write(1, b"%d\\n" % executor._dispatcher.workforce._zygote.pid)
     tasks = [executor.submit(wait) for _ in range(2)]
     {end}
 """

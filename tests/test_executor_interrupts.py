@@ -63,10 +63,10 @@ class Stage:
     def free(self) -> None:
         """Take back what is behind the task in hand."""
         with self.dispatcher.lock:
-            before, self.dispatcher._changing = self.dispatcher._changing, True
+            before, self.dispatcher.changing = self.dispatcher.changing, True
             self.dispatcher._free_the_stuck(2 * NEVER)
-            self.dispatcher._feed()
-            self.dispatcher._changing = before
+            self.dispatcher.feed()
+            self.dispatcher.changing = before
 
     def wait(self) -> None:
         """Wait for all."""
@@ -161,7 +161,7 @@ def test_tasks_on_their_way_arrive_beside_a_long_one(stage: Stage, name: str, af
     with pytest.raises(Interrupted):
         getattr(stage, name)()
 
-    work.wait_until(lambda: not (stage.dispatcher._changing or seat.suspect))
+    work.wait_until(lambda: not (stage.dispatcher.changing or seat.suspect))
     stage.is_whole()
     assert [*stage.executor._processes] == [pid]
 
@@ -202,7 +202,7 @@ def test_who_has_been_interrupted_before_it_waits_cannot_wait_for_the_end(stage:
             refused.append(caught.value)
         return bool(refused)
 
-    with stage.dispatcher._lead:
+    with stage.dispatcher.lead:
         stage.dispatcher.pull(look, condition, Deadline(None))
     assert len(refused) == 1
     stage.is_whole()
@@ -213,10 +213,10 @@ def test_a_handler_amid_a_submission_may_submit_and_not_wait(stage: Stage) -> No
     """It would wait for what it holds up."""
     stage.set()
     seen: list[Future[int]] = []
-    feed = stage.dispatcher._feed
+    feed = stage.dispatcher.feed
 
     def handle() -> None:
-        stage.dispatcher._feed = feed  # type: ignore[method-assign]
+        stage.dispatcher.feed = feed  # type: ignore[method-assign]
         seen.append(stage.executor.submit(work.same, OTHERS + 1))
         with pytest.raises(BusyError):
             seen[0].result()
@@ -225,7 +225,7 @@ def test_a_handler_amid_a_submission_may_submit_and_not_wait(stage: Stage) -> No
         assert not stage.others[0].cancel()
         feed()
 
-    stage.dispatcher._feed = handle  # type: ignore[method-assign]
+    stage.dispatcher.feed = handle  # type: ignore[method-assign]
     stage.submit()
     stage.others += seen
     stage.is_whole()

@@ -564,7 +564,7 @@ def test_a_pool_goes_with_its_last_name(default_engine: object) -> None:
     """It warns as multiprocessing's does; its workers and threads end."""
     pool = Pool(2)
     assert pool.map(abs, [-1]) == [1]
-    pids, manager = [*pool._executor._processes], pool._dispatcher.manager
+    pids, manager = [*pool._executor._processes], pool._dispatcher.manager.thread
     assert manager
     gone = weakref.ref(pool)
 

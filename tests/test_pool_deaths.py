@@ -185,7 +185,7 @@ def test_a_reader_is_told_of_a_broken_pool(pool: Pool) -> None:
 
     def break_it() -> None:
         with pool._dispatcher.lock:
-            pool._dispatcher._break("broken by a test", None)
+            pool._dispatcher.break_down("broken by a test", None)
 
     breaker = threading.Timer(0.05, break_it)
     breaker.start()

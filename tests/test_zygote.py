@@ -166,7 +166,7 @@ def test_a_zygote_that_was_made_early_is_used_beside_threads() -> None:
             warnings.simplefilter("error")
             for _ in range(2):
                 with ProcessPoolExecutor(2, initializer=abs, initargs=(1,)) as executor:
-                    assert executor._dispatcher._zygote is early
+                    assert executor._dispatcher.workforce._zygote is early
                     assert list(executor.map(work.same, range(50))) == list(range(50))
     finally:
         over.set()
