@@ -15,6 +15,7 @@ from typing import Any, ParamSpec, TypeVar
 from ipcmap._core.processors import quota
 from ipcmap._deadline import Deadline
 from ipcmap.arena import Arena, default_arena
+from ipcmap.chunks import check_chunks, chunks_of, do_chunk
 from ipcmap.dispatch import Dispatcher
 from ipcmap.executor_statistics import ExecutorStatistics
 from ipcmap.messages import KEYWORDS, RETURNED_END, TAIL, dump, dump_function, joined
@@ -218,18 +219,15 @@ class ProcessPoolExecutor(Executor):
             TimeoutError: From the iterator: the result was not there in time.
             ValueError: ``chunksize`` or ``buffersize`` is less than 1.
         """
-        if chunksize < 1:
-            raise ValueError(f"chunksize must be 1 or more: chunksize={chunksize}")
-        if buffersize is not None and buffersize < 1:
-            raise ValueError(f"buffersize must be 1 or more, or None: buffersize={buffersize}")
+        check_chunks(chunksize, buffersize)
         bar = progress_bar() if progress else None
         self._dispatcher.check()
         deadline = Deadline(timeout)
         items: Iterator[tuple[Any, ...]] = zip(*iterables, strict=False)
         function = self._function(fn)
         if chunksize > 1:
-            items = _chunks(fn, items, chunksize)
-            function = self._function(_do_chunk)
+            items = zip(itertools.repeat(fn), chunks_of(items, chunksize))
+            function = self._function(do_chunk)
         call = MapCall(self._dispatcher, function, self._timeout, self._retries)
         tasks = self._tasks(call, items)
         count = 0
@@ -416,17 +414,6 @@ def _is_named(fn: Any) -> bool:
     if isinstance(fn, types.BuiltinFunctionType):
         return isinstance(fn.__self__, types.ModuleType)
     return isinstance(fn, types.FunctionType) and "<" not in fn.__qualname__
-
-
-def _chunks(
-    fn: Callable[..., Any], items: Iterator[tuple[Any, ...]], chunksize: int
-) -> Iterator[tuple[Any, ...]]:
-    while chunk := list(itertools.islice(items, chunksize)):
-        yield fn, chunk
-
-
-def _do_chunk(fn: Callable[..., Any], chunk: list[tuple[Any, ...]]) -> list[Any]:
-    return [fn(*args) for args in chunk]
 
 
 def _at_once(buffersize: int | None, count: int) -> int:

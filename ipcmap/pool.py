@@ -17,6 +17,7 @@ from multiprocessing import pool as standard
 from multiprocessing.pool import MaybeEncodingError  # type: ignore[attr-defined]
 from typing import Any, TypeVar
 
+from ipcmap.chunks import check_chunks, chunks_of
 from ipcmap.dispatch import Dispatcher
 from ipcmap.errors import BusyError
 from ipcmap.executor import ProcessPoolExecutor
@@ -216,14 +217,15 @@ class Pool(standard.Pool):
         items = list(iterable)
         if chunksize is None:
             chunksize = max(1, -(-len(items) // (4 * self._processes)))
-        count = -(-len(items) // _checked("chunksize", chunksize))
+        check_chunks(chunksize)
+        count = -(-len(items) // chunksize)
         executor, dispatcher = self._executor, self._dispatcher
         result: MapResult[T] = MapResult(self, dispatcher, callback, error_callback)
         run: Callable[..., Any] = func
         args: Iterator[tuple[Any, ...]] = map(tuple, items) if starred else zip(items)
         if chunksize > 1:
             run = functools.partial(_do_starred if starred else _do, func)
-            args = zip(_chunks(items, chunksize))
+            args = zip(chunks_of(items, chunksize))
         try:
             function = executor._function(run)
         except Exception as error:
@@ -294,13 +296,12 @@ class Pool(standard.Pool):
     ) -> IMapIterator[T]:
         self._check_running()
         self._dispatcher.check()
-        ahead = None
-        if buffersize is not None:
-            ahead = max(1, _checked("buffersize", buffersize) // _checked("chunksize", chunksize))
+        check_chunks(chunksize, buffersize)
+        ahead = None if buffersize is None else max(1, buffersize // chunksize)
         run: Callable[..., Any] = func
         args: Iterator[tuple[Any, ...]] = zip(iterable)
-        if _checked("chunksize", chunksize) > 1:
-            run, args = functools.partial(_do, func), zip(_chunks(iterable, chunksize))
+        if chunksize > 1:
+            run, args = functools.partial(_do, func), zip(chunks_of(iterable, chunksize))
         executor = self._executor
         stream = kind(self, self._dispatcher, executor._function(run), chunksize > 1, ahead)
         results: IMapIterator[T] = IMapIterator(stream)
@@ -436,18 +437,6 @@ class _Engine(ProcessPoolExecutor):
             return dump_plainly(result)
         except Exception as error:
             raise MaybeEncodingError(error, result) from None
-
-
-def _checked(name: str, number: int) -> int:
-    if number < 1:
-        raise ValueError(f"{name} must be 1 or more: {name}={number}")
-    return number
-
-
-def _chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    iterator = iter(items)
-    while chunk := list(itertools.islice(iterator, size)):
-        yield chunk
 
 
 def _do(func: Callable[[S], T], chunk: list[S]) -> list[T]:

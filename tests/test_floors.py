@@ -45,7 +45,7 @@ FLOORS: list[list[set[str]]] = [
         {"zygote"},
         {"messages"},
         {"tasks"},
-        {"executor_statistics", "progress"},
+        {"chunks", "executor_statistics", "progress"},
         {"worker"},
         {"seats"},
         {"assignments"},

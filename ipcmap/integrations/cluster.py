@@ -15,7 +15,8 @@ from types import TracebackType
 from typing import Any, NoReturn, ParamSpec, TypeVar
 
 from ipcmap._deadline import Deadline
-from ipcmap.executor import _checked_retries, _chunks, _do_chunk
+from ipcmap.chunks import check_chunks, chunks_of, do_chunk
+from ipcmap.executor import _checked_retries
 from ipcmap.progress import progress_bar
 
 __all__ = ["ClusterExecutor", "cluster_executor"]
@@ -101,16 +102,13 @@ class ClusterExecutor(Executor):
             TimeoutError: From the iterator: the result was not there in time.
             ValueError: ``chunksize`` or ``buffersize`` is less than 1.
         """
-        if chunksize < 1:
-            raise ValueError(f"chunksize must be 1 or more: chunksize={chunksize}")
-        if buffersize is not None and buffersize < 1:
-            raise ValueError(f"buffersize must be 1 or more, or None: buffersize={buffersize}")
+        check_chunks(chunksize, buffersize)
         bar = progress_bar() if progress else None
         deadline = Deadline(timeout)
         items: Iterator[tuple[Any, ...]] = zip(*iterables, strict=False)
         call: Callable[..., Any] = fn
         if chunksize > 1:
-            items, call = _chunks(fn, items, chunksize), _do_chunk
+            items, call = zip(itertools.repeat(fn), chunks_of(items, chunksize)), do_chunk
         futures = deque(self.submit(call, *args) for args in itertools.islice(items, buffersize))
         results = self._results(call, items, futures, deadline)
         if bar is not None:
