@@ -16,6 +16,7 @@ import itertools
 import sys
 import threading
 import time
+import types
 import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures.process import BrokenProcessPool
@@ -26,11 +27,14 @@ from ipcmap._deadline import Deadline
 from ipcmap.answers import Answers
 from ipcmap.arena import Arena
 from ipcmap.manager_thread import Manager
+from ipcmap.messages import dump_function
 from ipcmap.tasks import Function, Task
 from ipcmap.worker import Blueprint
 from ipcmap.workforce import Workforce
 
 __all__ = ["Dispatcher"]
+
+_KEPT_FUNCTIONS = 256
 
 
 class Dispatcher(Answers):
@@ -53,7 +57,8 @@ class Dispatcher(Answers):
         super().__init__(blueprint.results, max_workers, blueprint.engine)
         self.workforce = Workforce(self, blueprint, arena, early=early)
         self.manager = Manager(self, self.workforce)
-        self._functions = itertools.count(1)
+        self._functions: dict[Any, Function] = {}  # those that are found by name
+        self._function_numbers = itertools.count(1)
         self.ends_at_exit = False
         _dispatchers.add(self)
         if _exits_of != [self.pid]:
@@ -63,9 +68,17 @@ class Dispatcher(Answers):
 
     # Tasks come
 
-    def function(self, function: Callable[..., Any], pickled: bytes) -> Function:
-        """Number a function."""
-        return Function(next(self._functions), function, pickled)
+    def function(self, fn: Callable[..., Any]) -> Function:
+        """Return a function by number: the same each time, if it is found by name."""
+        named = _is_named(fn)
+        known = self._functions.get(fn) if named else None
+        if known is None:
+            known = Function(next(self._function_numbers), fn, dump_function(fn))
+            if named:
+                if len(self._functions) >= _KEPT_FUNCTIONS:
+                    self._functions.clear()
+                self._functions[fn] = known
+        return known
 
     def check(self) -> None:
         """Raise where it takes no tasks any more."""
@@ -155,6 +168,13 @@ class Dispatcher(Answers):
                 self.wake()
             else:
                 self.manager.end()
+
+
+def _is_named(fn: Any) -> bool:
+    """Return whether the function is found by its name, and so lives as long as its module."""
+    if isinstance(fn, types.BuiltinFunctionType):
+        return isinstance(fn.__self__, types.ModuleType)
+    return isinstance(fn, types.FunctionType) and "<" not in fn.__qualname__
 
 
 _dispatchers: weakref.WeakSet[Dispatcher] = weakref.WeakSet()

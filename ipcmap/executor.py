@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import os
-import types
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future
 from types import TracebackType
 from typing import Any, ParamSpec, TypeVar
 
-from ipcmap._core.processors import quota
+from ipcmap._core.processors import available
 from ipcmap._deadline import Deadline
 from ipcmap.arena import Arena, default_arena
 from ipcmap.chunks import check_chunks, chunks_of, do_chunk
 from ipcmap.dispatch import Dispatcher
 from ipcmap.executor_statistics import ExecutorStatistics
-from ipcmap.messages import KEYWORDS, RETURNED_END, TAIL, dump, dump_function, joined
+from ipcmap.messages import KEYWORDS, RETURNED_END, TAIL, dump, joined
 from ipcmap.progress import progress_bar
 from ipcmap.ring import Ring
-from ipcmap.tasks import Function, MapCall, Owner, Task, TaskFuture, outcome
+from ipcmap.tasks import MapCall, Owner, Task, TaskFuture, outcome
 from ipcmap.worker import Blueprint, Cells
 
 __all__ = ["ProcessPoolExecutor"]
@@ -30,7 +28,6 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _ANSWERS = 1 << 22  # bytes of answers that nobody has taken; longer ones are in the arena
-_KEPT_FUNCTIONS = 256
 _AT_ONCE = 256  # items of a map that are pickled before the workers get them
 
 
@@ -80,7 +77,7 @@ class ProcessPoolExecutor(Executor):
         retries: int = 0,
         arena: Arena | None = None,
     ) -> None:
-        workers = _default_workers() if max_workers is None else max_workers
+        workers = available() if max_workers is None else max_workers
         if workers <= 0:
             raise ValueError(f"max_workers must be greater than 0: max_workers={max_workers}")
         if initializer is not None and not callable(initializer):
@@ -92,7 +89,6 @@ class ProcessPoolExecutor(Executor):
         self._mp_context = mp_context
         self._timeout: float | None = None
         self._retries = _checked_retries(retries)
-        self._functions: dict[Any, Function] = {}
         arena = arena or default_arena()
         results = Ring(_ANSWERS, arena=arena)
         block = arena.allocate(Cells.nbytes(workers))
@@ -104,7 +100,7 @@ class ProcessPoolExecutor(Executor):
             initargs,
             max_tasks_per_child or 0,
             max_rss or 0,
-            max(1, _default_workers() // workers),
+            max(1, available() // workers),
             self._dump_result,
         )
         blueprint.initialise()
@@ -133,7 +129,7 @@ class ProcessPoolExecutor(Executor):
         dispatcher = self._dispatcher
         number = next(dispatcher.numbers)
         try:
-            owner.function = function = self._function(fn)
+            owner.function = function = dispatcher.function(fn)
             if kwargs:
                 tail = TAIL.pack(number, function.number | KEYWORDS)
                 record = joined(dispatcher.dump((args, kwargs)), tail)
@@ -224,10 +220,10 @@ class ProcessPoolExecutor(Executor):
         self._dispatcher.check()
         deadline = Deadline(timeout)
         items: Iterator[tuple[Any, ...]] = zip(*iterables, strict=False)
-        function = self._function(fn)
+        function = self._dispatcher.function(fn)
         if chunksize > 1:
             items = zip(itertools.repeat(fn), chunks_of(items, chunksize))
-            function = self._function(do_chunk)
+            function = self._dispatcher.function(do_chunk)
         call = MapCall(self._dispatcher, function, self._timeout, self._retries)
         tasks = self._tasks(call, items)
         count = 0
@@ -382,18 +378,6 @@ class ProcessPoolExecutor(Executor):
     def _broken(self) -> str | bool:
         return self._dispatcher.broken or False
 
-    def _function(self, fn: Callable[..., Any]) -> Function:
-        """Return a function by number: the same each time, if it is found by name."""
-        named = _is_named(fn)
-        known = self._functions.get(fn) if named else None
-        if known is None:
-            known = self._dispatcher.function(fn, dump_function(fn))
-            if named:
-                if len(self._functions) >= _KEPT_FUNCTIONS:
-                    self._functions.clear()
-                self._functions[fn] = known
-        return known
-
 
 class _Keeper:
     """Ends with the last handle of an executor."""
@@ -409,13 +393,6 @@ def _value(answer: bytes | BaseException) -> Any:
         del error  # its traceback has this frame
 
 
-def _is_named(fn: Any) -> bool:
-    """Return whether the function is found by its name, and so lives as long as its module."""
-    if isinstance(fn, types.BuiltinFunctionType):
-        return isinstance(fn.__self__, types.ModuleType)
-    return isinstance(fn, types.FunctionType) and "<" not in fn.__qualname__
-
-
 def _at_once(buffersize: int | None, count: int) -> int:
     return _AT_ONCE if buffersize is None else min(_AT_ONCE, buffersize - count)
 
@@ -424,12 +401,3 @@ def _checked_retries(retries: int) -> int:
     if retries < 0:
         raise ValueError(f"retries must not be negative: retries={retries}")
     return retries
-
-
-def _default_workers() -> int:
-    """Return how many processors affinity and cgroups grant, 1 at least."""
-    try:
-        allowed = len(os.sched_getaffinity(0))
-    except OSError:
-        allowed = os.cpu_count() or 1
-    return max(1, int(min(allowed, quota())))

@@ -56,7 +56,7 @@ class Manager:
 
     @property
     def has_begun(self) -> bool:
-        """Whether the thread has; not where an exception has broken its start off."""
+        """Whether the thread has begun; not where an exception has broken its start off."""
         return self.thread is not None and self.thread.ident is not None
 
     def begin(self) -> None:

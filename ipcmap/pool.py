@@ -227,7 +227,7 @@ class Pool(standard.Pool):
             run = functools.partial(_do_starred if starred else _do, func)
             args = zip(chunks_of(items, chunksize))
         try:
-            function = executor._function(run)
+            function = dispatcher.function(run)
         except Exception as error:
             result.settle(error)
             return result
@@ -302,13 +302,13 @@ class Pool(standard.Pool):
         args: Iterator[tuple[Any, ...]] = zip(iterable)
         if chunksize > 1:
             run, args = functools.partial(_do, func), zip(chunks_of(iterable, chunksize))
-        executor = self._executor
-        stream = kind(self, self._dispatcher, executor._function(run), chunksize > 1, ahead)
+        function = self._dispatcher.function(run)
+        stream = kind(self, self._dispatcher, function, chunksize > 1, ahead)
         results: IMapIterator[T] = IMapIterator(stream)
         feeder = threading.Thread(
             # It runs what the caller wrote, and so counts where a process is forked beside it.
             target=feed,
-            args=(stream, executor._tasks(stream, args), self._fed),
+            args=(stream, self._executor._tasks(stream, args), self._fed),
             name="feeder of an imap",
             daemon=True,
         )

@@ -436,10 +436,10 @@ def test_a_worker_ends_whose_own_executor_was_not_shut_down(engine: str, arena: 
 def test_as_many_workers_as_processors(monkeypatch: pytest.MonkeyPatch) -> None:
     """That the process may use; and no fewer than one."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3})
-    monkeypatch.setattr("ipcmap.executor.quota", lambda: 2.5)
+    monkeypatch.setattr("ipcmap._core.processors.quota", lambda: 2.5)
     with ProcessPoolExecutor() as executor:
         assert executor._max_workers == 2
-    monkeypatch.setattr("ipcmap.executor.quota", lambda: 0.5)
+    monkeypatch.setattr("ipcmap._core.processors.quota", lambda: 0.5)
     with ProcessPoolExecutor() as executor:
         assert executor._max_workers == 1
 
