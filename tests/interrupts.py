@@ -8,6 +8,15 @@ from collections.abc import Callable
 from types import CodeType
 from typing import Any
 
+OF_AN_EXECUTOR = {  # the modules in which its callers go
+    "ipcmap.dispatch",
+    "ipcmap.manager_thread",
+    "ipcmap.answers",
+    "ipcmap.workforce",
+    "ipcmap.assignments",
+    "ipcmap.seats",
+}
+
 
 class Interrupted(BaseException):
     """What a signal handler raises."""

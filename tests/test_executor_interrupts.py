@@ -11,18 +11,10 @@ from typing import Any
 import pytest
 
 import executors as work
-from interrupts import Interrupted, interrupted
+from interrupts import OF_AN_EXECUTOR, Interrupted, interrupted
 from ipcmap import Arena, BusyError, ProcessPoolExecutor, Ring
 from ipcmap._deadline import Deadline
 
-MODULES = {
-    "ipcmap.dispatch",
-    "ipcmap.manager_thread",
-    "ipcmap.answers",
-    "ipcmap.workforce",
-    "ipcmap.assignments",
-    "ipcmap.seats",
-}
 OTHERS = 6
 NEVER = 1 << 62  # nanoseconds
 
@@ -113,7 +105,7 @@ def test_a_call_that_is_broken_off_loses_no_task(stage: Stage, name: str) -> Non
         stage.dispatcher._ahead = 64
     for at in itertools.count(1):
         stage.set()
-        broken_off = interrupted(getattr(stage, name), MODULES, at)
+        broken_off = interrupted(getattr(stage, name), OF_AN_EXECUTOR, at)
         stage.is_whole()
         if not broken_off:
             break

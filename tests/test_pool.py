@@ -22,18 +22,9 @@ import pytest
 
 import executors as work
 import ipcmap
-from interrupts import interrupted
+from interrupts import OF_AN_EXECUTOR, interrupted
 from ipcmap import AsyncResult, IMapIterator, MapResult, Pool, Ring
 from ipcmap.zygote import _warn_of_threads
-
-MODULES = {
-    "ipcmap.dispatch",
-    "ipcmap.manager_thread",
-    "ipcmap.answers",
-    "ipcmap.workforce",
-    "ipcmap.assignments",
-    "ipcmap.seats",
-}
 
 
 @pytest.fixture
@@ -247,7 +238,7 @@ def test_a_wait_that_is_broken_off_loses_no_result(pool: Pool) -> None:
     broken_off = 0
     for at in range(1, 100):
         result = pool.map_async(work.same, range(5), 1)
-        broken_off += interrupted(result.get, MODULES | {"threading"}, at)
+        broken_off += interrupted(result.get, OF_AN_EXECUTOR | {"threading"}, at)
         assert result.get(20) == list(range(5))
     assert broken_off > 10  # not all: they may be there before they are asked for
 
