@@ -95,6 +95,7 @@ class Dispatcher(Answers):
             BrokenProcessPool: No worker can be had.
             RuntimeError: It was shut down.
         """
+        self._check_owner()  # by no lock, which a thread may have had when this one was forked
         manager = self.manager
         with self.lock:
             self.check()
