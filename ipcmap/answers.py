@@ -144,13 +144,6 @@ class Answers(Assignments):
                 f"pid={self.pid}; return from the handler first"
             )
 
-    def _check_owner(self) -> None:
-        if not self.is_ours:
-            raise RuntimeError(
-                f"executor belongs to the process that made it: pid={os.getpid()}, made by "
-                f"pid={self.pid}; make another here"
-            )
-
     def collect(self) -> None:
         """Take what has come, without waiting; unless another does."""
         if not (self.lead.locked() or self.lock._is_owned()) and self._may_lead():

@@ -90,8 +90,16 @@ class Assignments:
         """Whether this process made it: a child has copies of what its parent uses."""
         return self.pid == os.getpid()
 
+    def _check_owner(self) -> None:
+        if not self.is_ours:
+            raise RuntimeError(
+                f"executor belongs to the process that made it: pid={os.getpid()}, made by "
+                f"pid={self.pid}; make another here"
+            )
+
     def statistics(self) -> ExecutorStatistics:
         """Say what there is to do, and what each worker does."""
+        self._check_owner()
         with self.lock:
             workers = tuple(self.seats[index].statistics() for index in sorted(self.seats))
             queued = sum(task.number in self.tasks for task in list(self.queue))

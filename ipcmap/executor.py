@@ -278,6 +278,9 @@ class ProcessPoolExecutor(Executor):
     def statistics(self) -> ExecutorStatistics:
         """Say what there is to do, and what each worker does and has done.
 
+        Raises:
+            RuntimeError: This is a child of the process that made it.
+
         Example:
             >>> with ProcessPoolExecutor(1) as executor:
             ...     _ = executor.submit(abs, -1).result()
@@ -371,8 +374,8 @@ class ProcessPoolExecutor(Executor):
     @property
     def _processes(self) -> dict[int, Any]:
         """The workers by pid, as the standard executor has them."""
-        with self._dispatcher.lock:
-            return {seat.process.pid or 0: seat.process for seat in self._dispatcher.seats.values()}
+        seats = list(self._dispatcher.seats.values())  # in one step: a child may not have the lock
+        return {seat.process.pid or 0: seat.process for seat in seats}
 
     @property
     def _broken(self) -> str | bool:

@@ -396,6 +396,9 @@ def test_it_belongs_to_the_process_that_made_it(executor: ProcessPoolExecutor, f
     def child() -> None:
         with pytest.raises(RuntimeError, match="belongs to the process"):
             executor.submit(work.same, 1)
+        with pytest.raises(RuntimeError, match="belongs to the process"):
+            executor.statistics()
+        assert executor._processes
         executor.shutdown()
 
     holder = threading.Thread(target=hold)
