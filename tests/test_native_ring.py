@@ -56,7 +56,7 @@ def test_both_files_of_offsets_say_the_same() -> None:
     assert in_python == native.layout
     shared = {name for name in vars(ring_layout) if name[0].isupper() and name.isupper()}
     assert shared - set(native.layout) == {
-        "WORD_MASK", "B_ARMED", "B_PID", "B_FD", "B_DEVICE", "B_INODE", "B_BELL",
+        "WORD_MASK", "B_ARMED", "B_PID", "B_FD", "B_DEVICE", "B_INODE", "B_BELL", "EXACT",
         "FIRST_LENGTH", "FIRST_NUMBER", "KIND_HALF", "NUMBER_HALF", "HALF_MASK",
     }  # fmt: skip
 
