@@ -374,8 +374,10 @@ class ProcessPoolExecutor(Executor):
     @property
     def _processes(self) -> dict[int, Any]:
         """The workers by pid, as the standard executor has them."""
-        seats = list(self._dispatcher.seats.values())  # in one step: a child may not have the lock
-        return {seat.process.pid or 0: seat.process for seat in seats}
+        if not self._dispatcher.is_ours:  # they are the parent's, and the lock may be taken for good
+            return {}
+        with self._dispatcher.lock:
+            return {seat.process.pid or 0: seat.process for seat in self._dispatcher.seats.values()}
 
     @property
     def _broken(self) -> str | bool:

@@ -398,7 +398,7 @@ def test_it_belongs_to_the_process_that_made_it(executor: ProcessPoolExecutor, f
             executor.submit(work.same, 1)
         with pytest.raises(RuntimeError, match="belongs to the process"):
             executor.statistics()
-        assert executor._processes
+        assert executor._processes == {}
         executor.shutdown()
 
     holder = threading.Thread(target=hold)
