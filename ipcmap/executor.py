@@ -374,7 +374,9 @@ class ProcessPoolExecutor(Executor):
     @property
     def _processes(self) -> dict[int, Any]:
         """The workers by pid, as the standard executor has them."""
-        if not self._dispatcher.is_ours:  # they are the parent's, and the lock may be taken for good
+        if (
+            not self._dispatcher.is_ours
+        ):  # they are the parent's, and the lock may be taken for good
             return {}
         with self._dispatcher.lock:
             return {seat.process.pid or 0: seat.process for seat in self._dispatcher.seats.values()}
