@@ -129,7 +129,7 @@ class Answers(Assignments):
 
     def _may_lead(self) -> bool:
         """Return whether no answer is lost if a signal handler raises; else have it done."""
-        if self._in_one_step or threading.current_thread() is not threading.main_thread():
+        if self._in_one_step or not is_main_thread():
             return True
         if not self.hurried:
             self.hurry()

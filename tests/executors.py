@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
 import pytest
@@ -21,6 +22,26 @@ def executor(engine: str, arena: Arena) -> Iterator[ProcessPoolExecutor]:
     """An executor of two workers."""
     with ProcessPoolExecutor(2, arena=arena) as executor:
         yield executor
+
+
+@contextlib.contextmanager
+def held_by_a_thread(lock: AbstractContextManager[object]) -> Iterator[None]:
+    """Have another thread hold a lock, as at a fork, until the block ends."""
+    held, over = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with lock:
+            held.set()
+            over.wait()
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    held.wait()
+    try:
+        yield
+    finally:
+        over.set()
+        holder.join()
 
 
 def same(obj: Any) -> Any:

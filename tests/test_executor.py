@@ -386,12 +386,6 @@ def test_a_worker_that_has_grown_is_replaced(engine: str, arena: Arena) -> None:
 def test_it_belongs_to_the_process_that_made_it(executor: ProcessPoolExecutor, fork: Fork) -> None:
     """A child is told so, and ends without doing any harm, whoever had the lock at the fork."""
     executor.submit(work.same, 1).result()
-    held, over = threading.Event(), threading.Event()
-
-    def hold() -> None:
-        with executor._dispatcher.lock:
-            held.set()
-            over.wait()
 
     def child() -> None:
         with pytest.raises(RuntimeError, match="belongs to the process"):
@@ -401,12 +395,8 @@ def test_it_belongs_to_the_process_that_made_it(executor: ProcessPoolExecutor, f
         assert executor._processes == {}
         executor.shutdown()
 
-    holder = threading.Thread(target=hold)
-    holder.start()
-    held.wait()
-    process = fork(child)
-    over.set()
-    holder.join()
+    with work.held_by_a_thread(executor._dispatcher.lock):
+        process = fork(child)
     assert process.wait() == 0
     assert executor.submit(work.same, 1).result() == 1
 

@@ -394,12 +394,6 @@ def test_a_child_of_the_parent_takes_nothing_away(
 
 def test_a_child_waits_for_no_lock_that_a_thread_had(pool: Pool, fork: Fork) -> None:
     """Whatever it calls raises, or does nothing."""
-    held, over = threading.Event(), threading.Event()
-
-    def hold() -> None:
-        with pool._dispatcher.lock:
-            held.set()
-            over.wait()
 
     def child() -> None:
         for name in ("apply", "map", "imap"):
@@ -412,12 +406,8 @@ def test_a_child_waits_for_no_lock_that_a_thread_had(pool: Pool, fork: Fork) -> 
         pool.terminate()
         pool.join()
 
-    holder = threading.Thread(target=hold)
-    holder.start()
-    held.wait()
-    process = fork(child)
-    over.set()
-    holder.join()
+    with work.held_by_a_thread(pool._dispatcher.lock):
+        process = fork(child)
     assert process.wait() == 0
 
 
