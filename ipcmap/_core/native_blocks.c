@@ -108,12 +108,12 @@ verdict_t put_large(PyObject *self, core_t *core, const unsigned char *data, uin
     if (getpid() != maker)
         return GIVE_UP;
     copy((unsigned char *)block.shm_words + BLOCK_HEADER, data, length);
-    attempt_t attempt = {.what = PUT_BLOCK, .block = &block};
+    attempt_t attempt = {.block = &block};
     waiting_t waiting = {.slept = false};
     for (;;) {
-        outcome = try_to(core, &attempt);
+        outcome = try_to(core, PUT_BLOCK, &attempt);
         if (LIKELY(outcome == DONE))
-            return call_listeners(self, &attempt) ? GO_ON : FAILED;
+            return call_listeners(self, PUT_BLOCK, &attempt) ? GO_ON : FAILED;
         verdict_t verdict = GIVE_UP;
         if (outcome == NOTHING) {
             verdict = wait_for_other(self, core, &core->ring.producers, &attempt.seen, deadline, &waiting);
@@ -161,7 +161,7 @@ verdict_t get_large(PyObject *self, core_t *core, uint64_t pos, uint64_t seen, P
         return GIVE_UP;
     pid_t maker = getpid();
     block_t block = {.cells = &core->allocator->cells};
-    attempt_t attempt = {.what = GET_BLOCK, .block = &block, .seen = seen};
+    attempt_t attempt = {.block = &block, .seen = seen};
     uint64_t length, most;
     if (!guess_block(core, pos, &block, &length, &most))
         return GIVE_UP;
@@ -174,7 +174,7 @@ verdict_t get_large(PyObject *self, core_t *core, uint64_t pos, uint64_t seen, P
         PyErr_Clear(); /* the guess may be wrong; if it is not, the reference engine says so */
         return GIVE_UP;
     }
-    outcome_t outcome = try_to(core, &attempt);
+    outcome_t outcome = try_to(core, GET_BLOCK, &attempt);
     if (outcome != DONE) {
         Py_CLEAR(*record);
         return outcome == MISFIT ? GO_ON : GIVE_UP;
@@ -189,7 +189,7 @@ verdict_t get_large(PyObject *self, core_t *core, uint64_t pos, uint64_t seen, P
         else
             raise_damaged(nbytes, most + BLOCK_HEADER);
     }
-    if (!free_block(core, &block) || (*record && !call_listeners(self, &attempt))) {
+    if (!free_block(core, &block) || (*record && !call_listeners(self, GET_BLOCK, &attempt))) {
         if (*record)
             return_all(self, Py_BuildValue("(O)", *record));
         Py_CLEAR(*record);

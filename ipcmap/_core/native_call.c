@@ -8,16 +8,9 @@ struct native_bound native_bound;
 
 /* Arguments */
 
-/* Return the core of a handle, as a new reference. */
-core_t *core_of(PyObject *self)
+/* Say that a handle has no core. */
+core_t *no_core(PyObject *self)
 {
-    if (LIKELY(native_bound.type && PyObject_TypeCheck(self, native_bound.type))) {
-        PyObject *core = *(PyObject **)((char *)self + native_bound.core_offset);
-        if (LIKELY(core && Py_TYPE(core) == native_core_type)) {
-            Py_INCREF(core);
-            return (core_t *)core;
-        }
-    }
     PyObject *name = PyType_GetName(Py_TYPE(self));
     if (name)
         PyErr_Format(PyExc_TypeError, "ring is not attached: type=%U", name);
@@ -25,9 +18,9 @@ core_t *core_of(PyObject *self)
     return NULL;
 }
 
-/* Sort up to two arguments by place or name; false = something for the reference engine. */
-bool sorted(PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames,
-                   const char *const names[2], PyObject *values[2])
+/* The rest of `sorted`: more than one argument, or some by name. */
+bool sort_named(PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames,
+                const char *const names[2], PyObject *values[2])
 {
     Py_ssize_t most = names[1] ? 2 : 1, named = kwnames ? PyTuple_Size(kwnames) : 0;
     if (nargs + named > most)
@@ -46,12 +39,9 @@ bool sorted(PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames,
     return true;
 }
 
-/* Turn a timeout into a moment; false = no timeout. */
-bool moment_of(PyObject *timeout, int64_t *deadline)
+/* The rest of `moment_of`: where there is a timeout. */
+bool moment_after(PyObject *timeout, int64_t *deadline)
 {
-    *deadline = FOR_EVER;
-    if (!timeout || timeout == Py_None)
-        return true;
     double seconds = PyFloat_AsDouble(timeout);
     if (seconds == -1.0 && PyErr_Occurred()) {
         PyErr_Clear();

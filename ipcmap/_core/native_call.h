@@ -19,13 +19,42 @@ static const int64_t FOR_EVER = INT64_MAX;
 enum { CHUNK = 256 }; /* records that are prepared for one section */
 
 /* native_call.c */
-core_t *core_of(PyObject *self);
-bool sorted(PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames,
-            const char *const names[2], PyObject *values[2]);
-bool moment_of(PyObject *timeout, int64_t *deadline);
+core_t *no_core(PyObject *self);
+bool sort_named(PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames,
+                const char *const names[2], PyObject *values[2]);
+bool moment_after(PyObject *timeout, int64_t *deadline);
 PyObject *timeout_left(int64_t deadline);
 PyObject *as_called(PyObject *method, PyObject *self, PyObject *const *args, Py_ssize_t nargs,
                     PyObject *kwnames);
+
+/* Return the core of a handle, as a new reference. */
+static inline core_t *core_of(PyObject *self)
+{
+    if (LIKELY(native_bound.type && PyObject_TypeCheck(self, native_bound.type))) {
+        PyObject *core = *(PyObject **)((char *)self + native_bound.core_offset);
+        if (LIKELY(core && Py_TYPE(core) == native_core_type))
+            return (core_t *)Py_NewRef(core);
+    }
+    return no_core(self);
+}
+
+/* Sort up to two arguments by place or name; false = something for the reference engine. */
+static inline bool sorted(PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames,
+                          const char *const names[2], PyObject *values[2])
+{
+    if (kwnames || nargs > 1)
+        return sort_named(args, nargs, kwnames, names, values);
+    if (nargs)
+        values[0] = args[0];
+    return true;
+}
+
+/* Turn a timeout into a moment; false = no timeout. */
+static inline bool moment_of(PyObject *timeout, int64_t *deadline)
+{
+    *deadline = FOR_EVER;
+    return !timeout || timeout == Py_None || moment_after(timeout, deadline);
+}
 
 /* Whether the ring was not destroyed, as far as can be seen from outside. */
 static inline bool is_good(const core_t *core)
@@ -35,8 +64,9 @@ static inline bool is_good(const core_t *core)
 
 /* Attempts */
 
+typedef enum { PUT, PUT_MANY, PUT_BLOCK, GET, GET_MANY, GET_BLOCK } what_t;
+
 typedef struct {
-    enum { PUT, PUT_MANY, PUT_BLOCK, GET, GET_MANY, GET_BLOCK } what;
     const unsigned char *data;
     unsigned char *result;
     uint64_t length;
@@ -50,10 +80,10 @@ typedef struct {
 
 /* Make an attempt, in the section, and leave it. */
 static inline __attribute__((always_inline)) outcome_t
-make(ring_t *ring, attempt_t *attempt, pthread_mutex_t *shm_section, const side_t *other)
+make(ring_t *ring, what_t what, attempt_t *attempt, pthread_mutex_t *shm_section, const side_t *other)
 {
     outcome_t outcome;
-    switch (attempt->what) {
+    switch (what) {
     case PUT:
         outcome = ring_put(ring, attempt->data, attempt->length, &attempt->seen);
         break;
@@ -79,22 +109,23 @@ make(ring_t *ring, attempt_t *attempt, pthread_mutex_t *shm_section, const side_
 
 /* Enter the section, make an attempt, and wake a sleeper of the other side. With the GIL,
  * which is let go where the section is not free: its holder may be waiting for it. */
-static inline __attribute__((always_inline)) outcome_t try_to(core_t *core, attempt_t *attempt)
+static inline __attribute__((always_inline)) outcome_t
+try_to(core_t *core, what_t what, attempt_t *attempt)
 {
     ring_t *ring = &core->ring;
-    bool puts = attempt->what <= PUT_BLOCK;
+    bool puts = what <= PUT_BLOCK;
     pthread_mutex_t *shm_section = puts ? ring->shm_producers_section : ring->shm_consumers_section;
     const side_t *other = puts ? &ring->consumers : &ring->producers;
     shm_word_t *shm_takeovers = &ring->shm_words[puts ? PRODUCERS_TAKEOVERS : CONSUMERS_TAKEOVERS];
     outcome_t outcome = section_try(shm_section, shm_takeovers);
     attempt->sleepers = 0;
     if (LIKELY(outcome == DONE)) {
-        outcome = make(ring, attempt, shm_section, other);
+        outcome = make(ring, what, attempt, shm_section, other);
     } else if (outcome == BUSY) {
         Py_BEGIN_ALLOW_THREADS
         outcome = section_wait(shm_section, shm_takeovers, LOCK_SLICE);
         if (outcome == DONE)
-            outcome = make(ring, attempt, shm_section, other);
+            outcome = make(ring, what, attempt, shm_section, other);
         Py_END_ALLOW_THREADS
     }
     if (UNLIKELY(attempt->sleepers & SLEEPING))
@@ -104,11 +135,11 @@ static inline __attribute__((always_inline)) outcome_t try_to(core_t *core, atte
 
 /* Call the listeners of the other side, if they were armed when the attempt was made; false
  * = an error, of a signal handler. */
-static inline bool call_listeners(PyObject *self, const attempt_t *attempt)
+static inline bool call_listeners(PyObject *self, what_t what, const attempt_t *attempt)
 {
     if (LIKELY(attempt->sleepers <= SLEEPING))
         return true;
-    PyObject *puts = attempt->what <= PUT_BLOCK ? Py_True : Py_False;
+    PyObject *puts = what <= PUT_BLOCK ? Py_True : Py_False;
     PyObject *nothing = PyObject_CallFunctionObjArgs(native_bound.call, self, puts, NULL); /* W3 call */
     Py_XDECREF(nothing);
     return nothing;

@@ -21,7 +21,7 @@ PyObject *native_get(PyObject *self, PyObject *const *args, Py_ssize_t nargs, Py
     PyObject *values[2] = {NULL, NULL}, *record = NULL;
     waiting_t waiting = {.slept = false};
     int64_t deadline;
-    attempt_t attempt = {.what = GET};
+    attempt_t attempt = {.length = 0};
     bool waited = false;
     core_t *core = core_of(self);
     if (!core)
@@ -59,8 +59,8 @@ PyObject *native_get(PyObject *self, PyObject *const *args, Py_ssize_t nargs, Py
                 if (!record)
                     goto done;
                 attempt.result = (unsigned char *)PyBytes_AsString(record);
-                outcome = try_to(core, &attempt);
-                bool called = call_listeners(self, &attempt);
+                outcome = try_to(core, GET, &attempt);
+                bool called = call_listeners(self, GET, &attempt);
                 if (LIKELY(outcome == DONE && called))
                     goto done;
                 if (outcome == DONE)
@@ -164,7 +164,7 @@ PyObject *native_get_many(PyObject *self, PyObject *const *args, Py_ssize_t narg
     waiting_t waiting = {.slept = false};
     int64_t deadline;
     uint64_t stop = 0;
-    attempt_t attempt = {.what = GET_MANY, .results = results};
+    attempt_t attempt = {.results = results};
     core_t *core = core_of(self);
     if (!core)
         return NULL;
@@ -194,9 +194,9 @@ PyObject *native_get_many(PyObject *self, PyObject *const *args, Py_ssize_t narg
         if (attempted) {
             if (!stop)
                 stop = look_across(ring, WRITE_POS);
-            outcome = try_to(core, &attempt);
+            outcome = try_to(core, GET_MANY, &attempt);
             taken += outcome == DONE ? (Py_ssize_t)attempt.done : 0;
-            if (!call_listeners(self, &attempt))
+            if (!call_listeners(self, GET_MANY, &attempt))
                 goto failed;
         }
         if (taken < PyList_Size(list) && PyList_SetSlice(list, taken, PyList_Size(list), NULL))

@@ -8,7 +8,7 @@ static PyObject *put_bytes(PyObject *self, core_t *core, const unsigned char *da
                            PyObject *record, int64_t deadline)
 {
     waiting_t waiting = {.slept = false};
-    attempt_t attempt = {.what = PUT, .data = data, .length = length};
+    attempt_t attempt = {.data = data, .length = length};
     if (length > core->ring.inline_limit) {
         verdict_t verdict = put_large(self, core, data, length, deadline);
         if (verdict == GO_ON)
@@ -20,9 +20,9 @@ static PyObject *put_bytes(PyObject *self, core_t *core, const unsigned char *da
     if (IPCMAP_LOOK_DIRECTLY && look(&core->ring, ROOM_END) - look(&core->ring, WRITE_POS) < TAKES(length))
         parking_fall_behind(&core->ring, &core->ring.producers);
     for (;;) {
-        outcome_t outcome = try_to(core, &attempt);
+        outcome_t outcome = try_to(core, PUT, &attempt);
         if (LIKELY(outcome == DONE)) {
-            if (!call_listeners(self, &attempt))
+            if (!call_listeners(self, PUT, &attempt))
                 return NULL;
             Py_RETURN_NONE;
         }
@@ -65,44 +65,41 @@ PyObject *native_put_bytes(PyObject *self, const unsigned char *data, uint64_t l
     return result;
 }
 
+/* Put what has a buffer; false = something for the reference engine, unless there is an error. */
+static bool put_buffer(PyObject *self, core_t *core, PyObject *record, int64_t deadline, PyObject **result)
+{
+    Py_buffer view;
+    if (PyObject_GetBuffer(record, &view, PyBUF_C_CONTIGUOUS | PyBUF_FORMAT)) {
+        /* What the reference engine explains; anything else is a signal handler's, or such. */
+        if (!PyErr_ExceptionMatches(PyExc_TypeError) && !PyErr_ExceptionMatches(PyExc_ValueError) &&
+            !PyErr_ExceptionMatches(PyExc_BufferError))
+            return true;
+        PyErr_Clear();
+        return false;
+    }
+    bool plain = !view.format || !strchr(view.format, 'O'); /* not perhaps Python objects */
+    if (plain)
+        *result = put_bytes(self, core, view.buf, (uint64_t)view.len, record, deadline);
+    PyBuffer_Release(&view);
+    return plain;
+}
+
 PyObject *native_put(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames)
 {
     static const char *const names[2] = {"data", "timeout"};
     PyObject *values[2] = {NULL, NULL}, *result = NULL;
-    Py_buffer view = {.obj = NULL};
-    const unsigned char *data;
-    uint64_t length;
     int64_t deadline;
     core_t *core = core_of(self);
     if (!core)
         return NULL;
     if (!sorted(args, nargs, kwnames, names, values) || !values[0] ||
         !moment_of(values[1], &deadline) || !is_good(core))
-        goto reference;
-    if (LIKELY(PyBytes_CheckExact(values[0]))) {
-        data = (const unsigned char *)PyBytes_AsString(values[0]);
-        length = (uint64_t)PyBytes_Size(values[0]);
-    } else {
-        if (PyObject_GetBuffer(values[0], &view, PyBUF_C_CONTIGUOUS | PyBUF_FORMAT)) {
-            /* What the reference engine explains; anything else is a signal handler's, or such. */
-            if (!PyErr_ExceptionMatches(PyExc_TypeError) && !PyErr_ExceptionMatches(PyExc_ValueError) &&
-                !PyErr_ExceptionMatches(PyExc_BufferError))
-                goto done;
-            PyErr_Clear();
-            goto reference;
-        }
-        if (view.format && strchr(view.format, 'O'))
-            goto reference; /* perhaps Python objects */
-        data = view.buf;
-        length = (uint64_t)view.len;
-    }
-    result = put_bytes(self, core, data, length, values[0], deadline);
-    goto done;
-reference:
-    result = as_called(native_bound.put, self, args, nargs, kwnames);
-done:
-    if (view.obj)
-        PyBuffer_Release(&view);
+        result = as_called(native_bound.put, self, args, nargs, kwnames);
+    else if (LIKELY(PyBytes_CheckExact(values[0])))
+        result = put_bytes(self, core, (const unsigned char *)PyBytes_AsString(values[0]),
+                           (uint64_t)PyBytes_Size(values[0]), values[0], deadline);
+    else if (!put_buffer(self, core, values[0], deadline, &result))
+        result = as_called(native_bound.put, self, args, nargs, kwnames);
     Py_DECREF(core);
     return result;
 }
@@ -130,7 +127,7 @@ PyObject *native_put_many(PyObject *self, PyObject *const *args, Py_ssize_t narg
     Py_ssize_t count, went_in = 0;
     int64_t deadline;
     waiting_t waiting = {.slept = false};
-    attempt_t attempt = {.what = PUT_MANY, .records = records};
+    attempt_t attempt = {.records = records};
     core_t *core = core_of(self);
     if (!core)
         return NULL;
@@ -154,10 +151,10 @@ PyObject *native_put_many(PyObject *self, PyObject *const *args, Py_ssize_t narg
             records[attempt.count].data = (const unsigned char *)PyBytes_AsString(record);
             records[attempt.count].length = (uint64_t)PyBytes_Size(record);
         }
-        outcome_t outcome = try_to(core, &attempt);
+        outcome_t outcome = try_to(core, PUT_MANY, &attempt);
         if (outcome == DONE) {
             went_in += (Py_ssize_t)attempt.done;
-            if (call_listeners(self, &attempt))
+            if (call_listeners(self, PUT_MANY, &attempt))
                 continue;
             note_put(went_in);
             goto done;
