@@ -232,9 +232,13 @@ class Seat:
         for task in self.held.values():
             task.seat = None
         self.held.clear()
-        self.ring.destroy()
         self.process.let_go()
         del self.process
+        self.give_back()
+        return record, lost, rest
+
+    def give_back(self) -> None:
+        """Let go of its ring and its cell: it has no worker, or never had one."""
+        self.ring.destroy()
         self._cell.release()
         del self._cells
-        return record, lost, rest

@@ -73,7 +73,7 @@ class Workforce:
         try:
             seat.process = self._forked(seat)
         except (OSError, ValueError) as error:
-            seat.ring.destroy()
+            seat.give_back()  # the error, which may be kept, has a traceback to it
             if not self._seats:
                 self._assigned.break_down(f"no worker can be forked: {error}", error)
             return None
