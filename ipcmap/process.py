@@ -264,7 +264,7 @@ def _record(
     )
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Birth:
     """What the child knows from before the fork, and does before it is multiprocessing's."""
 
@@ -273,7 +273,7 @@ class _Birth:
     parent_pidfd: int  # -1 = none
     first_thread: bool  # whether the first thread of the parent forks
     mask: set[int]  # of signals, before the fork
-    last_words: LastWords
+    last_words: LastWords | None  # None = nobody listens yet
     # Set = the child watches the parent by itself.
     outlives: threading.Event = field(default_factory=threading.Event)
 
@@ -293,7 +293,8 @@ class _Birth:
             run = functools.partial(self._run, self.process.run, os.getpid())
             vars(self.process)["run"] = run
         except BaseException as error:
-            self.last_words.write(error)
+            if self.last_words is not None:
+                self.last_words.write(error)
             traceback.print_exc()
             return 1
         exitcode: int = self.process._bootstrap(parent_sentinel=parent_sentinel)
@@ -309,7 +310,8 @@ class _Birth:
             raise
         except BaseException as error:
             # Not for a process that the target forked.
-            told = os.getpid() == pid and self.last_words.write(error)
+            words = self.last_words if os.getpid() == pid else None
+            told = words is not None and words.write(error)
             if told and self.process._silent:
                 raise SystemExit(1) from None
             raise

@@ -6,20 +6,14 @@ the zygote. The workers are the zygote's siblings (cloning.py): the caller's own
 it waits for as for any other, and which die with it and not with the zygote. Why so:
 docs/design/0010-zygote.md.
 
-A request is a record on a socket, the answer is the worker's pid, which both the zygote and
-the worker send: so a worker is not lost whose zygote is killed after the fork. An answer to
-an earlier request is skipped.
-
-If the zygote dies
-  before it forks             the socket ends, since nobody else has its other end
-  after it forks              the worker answers
-If the worker dies before it answers, the zygote does.
+A request is a record on a socket, the answer is the worker's pid. An answer to an earlier
+request is skipped. What the zygote does, and what holds if it dies: zygote_server.py.
 """
 
 from __future__ import annotations
 
 import contextlib
-import gc
+import errno
 import os
 import pickle
 import select
@@ -27,22 +21,20 @@ import signal
 import socket
 import struct
 import threading
-import traceback
 import warnings
 from collections.abc import Callable
 from multiprocessing import process, util
-from typing import Any, NoReturn, cast
+from typing import Any, cast
 
-from ipcmap._core import libc, liveness
-from ipcmap._core.cloning import clone_sibling
+from ipcmap._core import liveness
 from ipcmap.last_words import LastWords
-from ipcmap.process import Process, _Birth, _do_nothing, _Popen
+from ipcmap.process import Process, _Popen
+from ipcmap.zygote_server import ANSWER, LONGEST, OF_A_SPARE, ZygoteServer
 
 __all__ = ["Zygote", "ZygoteProcess", "prefork", "zygote_for"]
 
-_ANSWER = struct.Struct("<Qq")  # the number of a request, and a pid or minus an errno
-_LONGEST = 1 << 16  # bytes of a request
-_LAST_WAIT = 1.0  # seconds for the answer of a worker whose zygote is dead
+_ENDED = os.WEXITED | os.WNOHANG
+_LAST_WAIT = 1.0  # seconds for the word of a child whose zygote is dead
 
 
 class Zygote:
@@ -61,6 +53,7 @@ class Zygote:
         self._maker = os.getpid()
         self._lock = threading.RLock()
         self._count = 0
+        self._spares: set[int] = set()  # children that no request has had yet, or that died of none
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._pidfd = -1
         parent_pidfd = liveness.pidfd_open(self._maker)
@@ -75,7 +68,7 @@ class Zygote:
                 self.pid = os.fork()
             if self.pid == 0:
                 self._socket.close()
-                _Server(theirs, target, self._maker, parent_pidfd, first_thread, mask).run()
+                ZygoteServer(theirs, target, self._maker, parent_pidfd, first_thread, mask).run()
             self._pidfd = liveness.pidfd_open(self.pid)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
@@ -92,124 +85,83 @@ class Zygote:
 
         Raises:
             BrokenPipeError: The zygote is dead.
+            ChildProcessError: Its children die, one after another, before they are ready.
             OSError: The kernel has no room for another process.
         """
         with self._lock:
             self._count += 1
-            number, pid = 0, 0
+            number, pid = OF_A_SPARE, 0
             try:
                 self._socket.sendall(struct.pack("<Q", self._count) + request)
                 while number != self._count:
-                    number, pid = _ANSWER.unpack(self._receive())
+                    number, pid = self._hear()
             except (ConnectionError, struct.error):
                 raise BrokenPipeError(f"zygote is dead: pid={self.pid}; make another") from None
+            self._reap(alive=False)
+        if pid == -errno.ECHILD:
+            raise ChildProcessError(
+                errno.ECHILD,
+                f"children of the zygote die before they are ready: zygote={self.pid}; "
+                "what they print says why",
+            )
         if pid < 0:
             raise OSError(-pid, os.strerror(-pid))
         return pid
 
-    def _receive(self) -> bytes:
-        """Return an answer, nothing if there will be none."""
+    def _hear(self) -> tuple[int, int]:
+        """Return the next answer; ``struct.error`` if there will be none."""
         poll = select.poll()
         poll.register(self._socket, select.POLLIN)
-        poll.register(self._pidfd, select.POLLIN)
-        ready = {descriptor for descriptor, _ in poll.poll()}
-        if self._socket.fileno() not in ready:
+        if self._pidfd >= 0:
+            poll.register(self._pidfd, select.POLLIN)
+        timeout = None if self._pidfd >= 0 else _LAST_WAIT * 1000
+        ready = {descriptor for descriptor, _ in poll.poll(timeout)}
+        if ready == {self._pidfd}:
             poll.unregister(self._pidfd)
-            if not poll.poll(_LAST_WAIT * 1000):
-                return b""
-        return self._socket.recv(_ANSWER.size)
+            ready = {descriptor for descriptor, _ in poll.poll(_LAST_WAIT * 1000)}
+        number, pid = ANSWER.unpack(self._socket.recv(ANSWER.size) if ready else b"")
+        if number == OF_A_SPARE:
+            self._spares.add(pid)
+        else:
+            self._spares.discard(pid)
+        return number, pid
+
+    def _reap(self, *, alive: bool) -> None:
+        """Reap the spares that are dead; ``alive`` = the others are to die first."""
+        for pid in list(self._spares):
+            with contextlib.suppress(OSError):  # somebody else's by now
+                pidfd = liveness.pidfd_open(pid)
+                try:
+                    if alive and os.waitid(os.P_PIDFD, pidfd, _ENDED | os.WNOWAIT) is None:
+                        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+                        os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
+                    elif os.waitid(os.P_PIDFD, pidfd, _ENDED) is None:
+                        continue
+                finally:
+                    os.close(pidfd)
+            self._spares.discard(pid)
 
     def close(self) -> None:
-        """End it; its workers go on. Twice is once."""
+        """End it, and the spare that it has; its workers go on. Twice is once."""
         if self._maker != os.getpid():
             return
         pidfd, self._pidfd = self._pidfd, -1
         if pidfd >= 0:
-            # It has nothing to save.
-            with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            # Asked, it does not end before it has told of a spare; who is stopped hears nothing.
+            with contextlib.suppress(OSError):
+                self._socket.shutdown(socket.SHUT_WR)
+            if not _is_readable(pidfd, _LAST_WAIT):
+                with contextlib.suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(self.pid, 0)
             os.close(pidfd)
+            # The spare ends as well, and if somebody else killed the zygote, it tells of itself.
+            with contextlib.suppress(ConnectionError, struct.error):
+                while True:
+                    self._hear()
+            self._reap(alive=True)
         self._socket.close()
-
-
-class _Server:
-    """The zygote's own side."""
-
-    def __init__(
-        self,
-        requests: socket.socket,
-        target: Callable[..., object] | None,
-        parent: int,
-        parent_pidfd: int,
-        first_thread: bool,
-        mask: set[int],
-    ) -> None:
-        self.requests, self.target = requests, target
-        self.parent, self.parent_pidfd = parent, parent_pidfd
-        self.first_thread, self.mask = first_thread, mask
-
-    def run(self) -> NoReturn:
-        """Fork a worker for each request, until the parent ends."""
-        try:
-            signal.set_wakeup_fd(-1)
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-                signal.signal(signal.SIGINT, _do_nothing)
-            if self.first_thread:
-                libc.prctl(libc.PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-            # What a collection in a worker looked through would be copied page by page.
-            gc.freeze()
-            self._serve()
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(1)
-
-    def _serve(self) -> None:
-        poll = select.poll()
-        poll.register(self.requests, select.POLLIN)
-        poll.register(self.parent_pidfd, select.POLLIN)
-        while True:
-            ready = [descriptor for descriptor, _ in poll.poll()]
-            if self.parent_pidfd in ready or os.getppid() != self.parent:
-                os._exit(0)
-            request = self.requests.recv(_LONGEST)
-            if not request:
-                os._exit(0)
-            number = int.from_bytes(request[:8], "little")
-            try:
-                pid = clone_sibling()
-            except OSError as error:
-                pid = -(error.errno or 1)
-            if pid == 0:
-                self._be_a_worker(number, request[8:])
-            with contextlib.suppress(OSError):  # the parent is gone: poll says so next
-                self.requests.send(_ANSWER.pack(number, pid))
-
-    def _be_a_worker(self, number: int, request: bytes) -> NoReturn:
-        code = 1
-        try:
-            with contextlib.suppress(OSError):
-                self.requests.send(_ANSWER.pack(number, os.getpid()))
-            name, identity, last_words, carried = pickle.loads(request)
-            worker: Any = Process(target=_run, args=(self.target, carried), name=name, daemon=False)
-            worker._identity, worker._parent_pid = identity, self.parent
-            birth = _Birth(
-                worker, self.parent, self.parent_pidfd, self.first_thread, self.mask, last_words
-            )
-            code = birth._bootstrap(self.requests.detach())  # closes it
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(code)
-
-
-def _run(target: Callable[..., object] | None, carried: bytes) -> None:
-    """Call the target; what is missing here is told as the worker's end."""
-    also_carried, args = pickle.loads(carried)
-    (target or also_carried)(*args)
 
 
 class ZygoteProcess(Process):
@@ -267,10 +219,10 @@ class _ZygotePopen(_Popen):
         identity = process._identity
         try:
             request = pickle.dumps((process.name, identity, words, process._carried))
-            if len(request) > _LONGEST - 8:
+            if len(request) > LONGEST - 8:
                 raise ValueError(
                     f"arguments are too long for a zygote: nbytes={len(request)}, "
-                    f"most={_LONGEST - 8}; send them through a Queue"
+                    f"most={LONGEST - 8}; send them through a Queue"
                 )
             self.pid = process._zygote.fork(request)
         except BaseException:
@@ -349,7 +301,7 @@ def _warn_of_threads() -> None:
         )
 
 
-def _is_readable(descriptor: int) -> bool:
+def _is_readable(descriptor: int, timeout: float = 0) -> bool:
     poll = select.poll()
     poll.register(descriptor, select.POLLIN)
-    return bool(poll.poll(0))
+    return bool(poll.poll(timeout * 1000))

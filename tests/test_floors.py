@@ -42,6 +42,7 @@ FLOORS: list[list[set[str]]] = [
         {"process"},
         {"forked_map", "restart_budget", "stop_flag", "stop_signals"},
         {"worker_place"},
+        {"zygote_server"},
         {"zygote"},
         {"messages"},
         {"tasks"},
