@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import socket
@@ -17,7 +18,7 @@ import executors as work
 from ipcmap import ProcessPoolExecutor, Ring
 from ipcmap.zygote import Zygote, ZygoteProcess
 from ipcmap.zygote_server import OF_A_SPARE, ZygoteServer
-from processes import children
+from processes import children, read
 
 
 def say_so(ring: Ring) -> None:
@@ -96,18 +97,17 @@ def test_a_spare_that_is_killed_costs_nothing(home: Household) -> None:
     zygote = home.zygote()
     for signal_number in (signal.SIGKILL, signal.SIGTERM, signal.SIGKILL):
         spare = home.spare()
-        # Not before it has unblocked its signals, in which it is ready.
-        work.wait_until(lambda spare=spare: waits(spare))
+        work.wait_until(functools.partial(waits, spare))
         os.kill(spare, signal_number)
-        work.wait_until(lambda spare=spare: work.is_gone(spare))
+        work.wait_until(functools.partial(work.is_gone, spare))
 
         assert runs(zygote) != spare
         assert spare not in home.children()
 
 
 def waits(pid: int) -> bool:
-    """Return whether a process has no signal blocked, and sleeps."""
-    status = work.read(f"/proc/{pid}/status")
+    """Return whether a spare waits for its request: it has unblocked its signals, and sleeps."""
+    status = read(f"/proc/{pid}/status")
     blocked = status.partition("SigBlk:")[2].split()[:1]
     return blocked == ["0" * 16] and "State:\tS" in status
 
