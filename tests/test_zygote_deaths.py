@@ -187,6 +187,7 @@ def test_a_worker_that_dies_before_it_takes_its_request_is_a_dead_worker(
     monkeypatch.setattr(ZygoteServer, "_be_a_spare", stop_first)
     zygote = home.zygote()
     spare = home.spare()
+    work.wait_until(lambda: "State:\tT" in read(f"/proc/{spare}/status"))
     worker = ZygoteProcess(zygote, say_so)
     worker.start()
     assert worker.pid == spare
