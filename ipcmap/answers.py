@@ -80,6 +80,7 @@ class Answers(Assignments):
         self.hurried = False
         self._moved = time.monotonic()
         self.over = False
+        self.attend: Callable[[], None]  # the manager's, who waits here itself where it calls back
 
     def pull(
         self, done: Callable[[], bool], condition: threading.Condition, deadline: Deadline
@@ -104,6 +105,8 @@ class Answers(Assignments):
             self.settle()
             if not left:
                 return
+            if not done():
+                self.attend()
 
     def _wait(
         self, done: Callable[[], bool], condition: threading.Condition, timeout: float

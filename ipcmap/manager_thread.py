@@ -46,6 +46,7 @@ class Manager:
 
     def __init__(self, answers: Answers, workforce: Workforce) -> None:
         self._answers, self._workforce = answers, workforce
+        answers.attend = self.attend
         self.thread: threading.Thread | None = None
         self.asleep = False
         self._calls_back = False
@@ -102,27 +103,13 @@ class Manager:
             self.end()
 
     def _look_after_all(self) -> None:
-        answers, workforce = self._answers, self._workforce
+        answers = self._answers
         quiet, led, wait = 0, answers.led, _LOOK
         while not (answers.closing and not answers.tasks and not answers.finished):
             self.asleep = quiet >= _QUIET and not answers.tasks and not self._notices
             if self.asleep and (answers.tasks or answers.closing):
                 self.asleep = False
-            for descriptor, _ in self._epoll.poll(None if self.asleep else wait):
-                if descriptor == answers.bell:
-                    with contextlib.suppress(BlockingIOError):
-                        os.eventfd_read(descriptor)
-                else:
-                    self._note_death(descriptor)
-            self.asleep = False
-            self._send_notices()
-            answers.execute_the_condemned()
-            if answers.noticed or answers.changing or answers.lacks_workers:
-                self._see_to_seats()
-            answers.do_what_was_left()
-            workforce.look_at_the_clock()
-            workforce.kill_who_stayed()
-            answers.say_if_stalled()
+            self._attend(None if self.asleep else wait)
             self._call_back()
             quiet = 0 if answers.tasks else quiet + 1
             if answers.lead.locked():
@@ -140,6 +127,30 @@ class Manager:
                 # The longer others lead, the longer it lets them.
                 wait = _LOOK if answers.led == led else min(LED, max(_LOOK, 2 * wait))
             led = answers.led
+
+    def _attend(self, timeout: float | None) -> None:
+        """Wait for what happens, and see to it; all but to call back."""
+        answers, workforce = self._answers, self._workforce
+        for descriptor, _ in self._epoll.poll(timeout):
+            if descriptor == answers.bell:
+                with contextlib.suppress(BlockingIOError):
+                    os.eventfd_read(descriptor)
+            else:
+                self._note_death(descriptor)
+        self.asleep = False
+        self._send_notices()
+        answers.execute_the_condemned()
+        if answers.noticed or answers.changing or answers.lacks_workers:
+            self._see_to_seats()
+        answers.do_what_was_left()
+        workforce.look_at_the_clock()
+        workforce.kill_who_stayed()
+        answers.say_if_stalled()
+
+    def attend(self) -> None:
+        """See to what has happened, where a callback in the thread waits; others do nothing."""
+        if self.thread is threading.current_thread():
+            self._attend(0)
 
     def _call_back(self) -> None:
         """Settle: who waits for the manager may hold what a callback waits for."""

@@ -253,6 +253,27 @@ def test_an_object_that_kills_its_worker_costs_its_task(executor: ProcessPoolExe
     assert error.task.function == "same"
 
 
+@pytest.mark.parametrize("most", [None, 1])
+def test_a_callback_may_wait_for_a_task_whose_worker_dies(
+    engine: str, arena: Arena, most: int | None
+) -> None:
+    """Though it runs in the thread that buries workers, and has others forked in their place."""
+    outcomes: list[object] = []
+    called = threading.Event()
+
+    def ask(_: object) -> None:
+        outcomes.append(executor.submit(work.die).exception())
+        outcomes.append(executor.submit(work.same, 1).result())
+        called.set()
+
+    with ProcessPoolExecutor(1, max_tasks_per_child=most, arena=arena) as executor:
+        executor.submit(work.same, 0).add_done_callback(ask)
+        called.wait()
+
+    assert isinstance(outcomes[0], WorkerDied)
+    assert outcomes[1:] == [1]
+
+
 def test_workers_that_are_never_ready_break_the_executor(engine: str, arena: Arena) -> None:
     """After a few; nobody waits for ever."""
     with ProcessPoolExecutor(1, initializer=os._exit, initargs=(5,), arena=arena) as executor:
