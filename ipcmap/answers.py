@@ -28,7 +28,6 @@ Shared fields      written
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import logging
 import math
@@ -47,7 +46,7 @@ from ipcmap.errors import BusyError
 from ipcmap.messages import CHECKED, DIED, TAIL, UNPREPARED, WORKER, forms_of, load
 from ipcmap.ring import Ring
 from ipcmap.seats import Seat
-from ipcmap.tasks import MapCall, Owner, is_main_thread
+from ipcmap.tasks import MapCall, Owner, is_main_thread, wait_until
 
 __all__ = ["LED", "Answers"]
 
@@ -111,24 +110,14 @@ class Answers(Assignments):
     def _wait(
         self, done: Callable[[], bool], condition: threading.Condition, timeout: float
     ) -> None:
-        # Not by the condition's own wait, which is Python: a signal handler that raises in it may
-        # have the lock let go twice.
-        gate, waiters = threading.Lock(), condition._waiters  # type: ignore[attr-defined]
-        gate.acquire()
         before = self._waits_in
         if is_main_thread():
             self._waits_in = condition
         try:
-            with condition:
-                if done():
-                    return
-                waiters.append(gate)
-            gate.acquire(timeout=timeout)
+            wait_until(done, condition, timeout)
         finally:
             if is_main_thread():
                 self._waits_in = before
-            with condition, contextlib.suppress(ValueError):  # who was woken is none
-                waiters.remove(gate)
 
     def _may_lead(self) -> bool:
         """Return whether no answer is lost if a signal handler raises; else have it done."""

@@ -27,7 +27,7 @@ from ipcmap._deadline import Deadline
 from ipcmap.answers import Answers
 from ipcmap.arena import Arena
 from ipcmap.manager_thread import Manager
-from ipcmap.messages import dump_function
+from ipcmap.messages import TAIL, dump_function
 from ipcmap.tasks import Function, Task
 from ipcmap.worker import Blueprint
 from ipcmap.workforce import Workforce
@@ -73,7 +73,8 @@ class Dispatcher(Answers):
         named = _is_named(fn)
         known = self._functions.get(fn) if named else None
         if known is None:
-            known = Function(next(self._function_numbers), fn, dump_function(fn))
+            number = next(self._function_numbers)
+            known = Function(number, dump_function(fn) + TAIL.pack(0, number), fn)
             if named:
                 if len(self._functions) >= _KEPT_FUNCTIONS:
                     self._functions.clear()

@@ -223,7 +223,7 @@ class ProcessPoolExecutor(Executor):
         function = self._dispatcher.function(fn)
         if chunksize > 1:
             items = zip(itertools.repeat(fn), chunks_of(items, chunksize))
-            function = self._dispatcher.function(do_chunk)
+            function = self._dispatcher.function(do_chunk).on_behalf_of(fn)
         call = MapCall(self._dispatcher, function, self._timeout, self._retries)
         tasks = self._tasks(call, items)
         count = 0

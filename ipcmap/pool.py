@@ -227,7 +227,7 @@ class Pool(standard.Pool):
             run = functools.partial(_do_starred if starred else _do, func)
             args = zip(chunks_of(items, chunksize))
         try:
-            function = dispatcher.function(run)
+            function = dispatcher.function(run).on_behalf_of(func)
         except Exception as error:
             result.settle(error)
             return result
@@ -302,7 +302,7 @@ class Pool(standard.Pool):
         args: Iterator[tuple[Any, ...]] = zip(iterable)
         if chunksize > 1:
             run, args = functools.partial(_do, func), zip(chunks_of(iterable, chunksize))
-        function = self._dispatcher.function(run)
+        function = self._dispatcher.function(run).on_behalf_of(func)
         stream = kind(self, self._dispatcher, function, chunksize > 1, ahead)
         results: IMapIterator[T] = IMapIterator(stream)
         feeder = threading.Thread(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future, InvalidStateError
@@ -13,7 +14,7 @@ from operator import attrgetter
 from typing import Any, Protocol, TypeVar
 
 from ipcmap._deadline import Deadline
-from ipcmap.messages import RETURNED, TAIL, UNLOADABLE, load, numbers_of
+from ipcmap.messages import RETURNED, UNLOADABLE, load, numbers_of
 
 __all__ = [
     "Condition",
@@ -26,6 +27,7 @@ __all__ = [
     "TaskName",
     "is_main_thread",
     "outcome",
+    "wait_until",
 ]
 
 T = TypeVar("T")
@@ -38,8 +40,8 @@ class Condition(threading.Condition):
     """A condition whose lock a signal handler's exception leaves as it is to be.
 
     ``with`` takes it and lets it go by one step of C. Of threading's own that is a call of Python,
-    after which, or before which, a handler may raise: then it stays taken. To wait, let others
-    have a lock in ``_waiters``: :meth:`wait` is Python as well.
+    after which, or before which, a handler may raise: then it stays taken. To wait, call
+    :func:`wait_until`: :meth:`wait` is Python as well.
     """
 
     __enter__ = property(attrgetter("_lock.__enter__"))
@@ -76,7 +78,8 @@ class TaskName:
     Attributes:
         number: Counted in the order in which they were submitted, from 1 on.
         function: The name of the function.
-        index: Which item of its ``map``, from 0 on; ``None`` = it was submitted alone.
+        index: Which item of its ``map``, or which chunk of items, from 0 on; ``None`` = it was
+            submitted alone.
     """
 
     number: int
@@ -93,10 +96,15 @@ class Function:
 
     __slots__ = ("name", "number", "record")
 
-    def __init__(self, number: int, function: Callable[..., Any], pickled: bytes) -> None:
-        self.number = number
-        self.record = pickled + TAIL.pack(0, number)
-        self.name: str = getattr(function, "__qualname__", None) or type(function).__qualname__
+    def __init__(self, number: int, record: bytes, called: Callable[..., Any]) -> None:
+        self.number, self.record = number, record
+        while isinstance(called, functools.partial):
+            called = called.func
+        self.name: str = getattr(called, "__qualname__", None) or type(called).__qualname__
+
+    def on_behalf_of(self, called: Callable[..., Any]) -> Function:
+        """Return the same, by the name of what it calls."""
+        return Function(self.number, self.record, called)
 
 
 class Owner(Protocol):
@@ -250,6 +258,25 @@ class MapCall:
         """Wake who waits for an answer, and does not take them all."""
         with self.condition:
             self.condition.notify_all()
+
+
+def wait_until(done: Callable[[], bool], condition: threading.Condition, timeout: float) -> None:
+    """Wait until a condition is notified, unless ``done()``; for so many seconds at most.
+
+    Not by its own wait, which is Python: a signal handler that raises in it may have the lock
+    let go twice.
+    """
+    gate, waiters = threading.Lock(), condition._waiters  # type: ignore[attr-defined]
+    gate.acquire()
+    try:
+        with condition:
+            if done():
+                return
+            waiters.append(gate)
+        gate.acquire(timeout=timeout)
+    finally:
+        with condition, contextlib.suppress(ValueError):  # who was woken is none
+            waiters.remove(gate)
 
 
 def is_main_thread() -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import subprocess
@@ -77,6 +78,16 @@ def test_the_iterator_of_a_map_raises_at_the_item_that_was_lost(
     with pytest.raises(WorkerDied) as raised:
         next(results)
     assert raised.value.task.index == 50
+
+
+def test_a_chunk_that_is_lost_is_told_of_by_the_name_of_its_function(
+    executor: ProcessPoolExecutor,
+) -> None:
+    """And by its number; what was put around the function is not what the caller knows."""
+    results = executor.map(functools.partial(work.die_on, fatal=7), range(20), chunksize=5)
+    assert [next(results) for _ in range(5)] == list(range(5))
+    with pytest.raises(WorkerDied, match=r"\(die_on, item 1\)"):
+        next(results)
 
 
 def test_a_task_is_done_again(executor: ProcessPoolExecutor, arena: Arena) -> None:

@@ -69,7 +69,7 @@ def test_a_killed_worker_costs_its_chunk(pool: Pool) -> None:
     """And no other."""
     results = pool.imap(work.Fatal(12), range(40), 5)
     assert list(itertools.islice(results, 10)) == list(range(10))
-    with pytest.raises(WorkerDied):
+    with pytest.raises(WorkerDied, match=r"\(Fatal, item 2\)"):
         next(results)
     assert list(results) == list(range(15, 40))
 
