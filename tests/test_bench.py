@@ -30,7 +30,7 @@ tiny = dict(repeats=2, sweep_repeats=1, seconds=0.003, wake_ups=5, idle_seconds=
             consumers=3, channels=2, deadline=30.0)
 rows.QUICK = replace(rows.QUICK, **tiny)
 rows.FULL = replace(rows.FULL, **tiny)
-runner.INSTALLED = ()
+runner.INSTALLED, runner.POOLS = (), tuple(peer for peer in runner.POOLS if not peer.module)
 parent = os.getpid()
 """
 RUN = "sys.exit(main(['bench', *sys.argv[1:]]))"
@@ -315,8 +315,10 @@ SAVED: dict[str, Any] = {
 def test_peers_that_are_not_installed_are_named_with_what_installs_them() -> None:
     """The others are compared without them."""
     change = (
-        "from ipcmap.bench.installed import INSTALLED; runner.INSTALLED = INSTALLED\n"
-        "for peer in INSTALLED: sys.modules[peer.module] = None"
+        "from ipcmap.bench import installed, pools\n"
+        "runner.INSTALLED, runner.POOLS = installed.INSTALLED, pools.POOLS\n"
+        "for peer in runner.INSTALLED + runner.POOLS:\n"
+        "    if peer.module: sys.modules[peer.module] = None"
     )
     report = measured("bytes64", "--quick", change=change)
     shown = bench("bytes64", "--quick", change=change).stdout
@@ -327,6 +329,7 @@ def test_peers_that_are_not_installed_are_named_with_what_installs_them() -> Non
         "zmq": "pip install 'ipcmap[bench]'",
         "posix_ipc": "pip install 'ipcmap[bench]'",
         "iceoryx2": "pip install iceoryx2",
+        "joblib": "pip install 'ipcmap[bench]'",
     }
     assert {result["peer"] for result in report["rows"][0]["points"][0]["results"]} == BYTES
     assert "left out: iceoryx2, polling cannot be imported; pip install iceoryx2" in shown

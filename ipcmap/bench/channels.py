@@ -237,7 +237,7 @@ def _manager_queue(terms: Terms) -> Channel:
     # An address in the abstract namespace leaves no file, whoever is killed.
     address = f"\0ipcmap-bench-{os.getpid()}-{os.urandom(8).hex()}"
     manager = managers.SyncManager(address, ctx=_fork)
-    manager.start(die_with_the_parent)
+    manager.start(die_with_the_parent, (os.getpid(),))
     queue = manager.Queue(terms.backlog)
     server: int = manager._process.pid  # type: ignore[attr-defined]
     return Channel(
@@ -245,9 +245,11 @@ def _manager_queue(terms: Terms) -> Channel:
     )
 
 
-def die_with_the_parent() -> None:
-    """Have the kernel kill this process when its parent ends."""
+def die_with_the_parent(parent: int) -> None:
+    """Have the kernel kill this process when its parent ends, or has ended."""
     libc.prctl(libc.PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(1)
 
 
 STANDARD = (

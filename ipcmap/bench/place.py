@@ -12,6 +12,8 @@ process that waits for it.
 
 from __future__ import annotations
 
+import contextlib
+import glob
 import multiprocessing
 import os
 import select
@@ -171,10 +173,18 @@ def measure_apart(
         if process.pid:
             process.kill()
             process.join()
+            _remove_semaphores(process.pid)
             process.close()
         theirs.close()
         _wait_for_the_end(answer)
         answer.close()
+
+
+def _remove_semaphores(pid: int) -> None:
+    """Remove the names that loky gives them, and leaves where its process is killed."""
+    for name in glob.glob(f"/dev/shm/sem.loky-{pid}-*"):
+        with contextlib.suppress(FileNotFoundError):  # or it does so itself
+            os.unlink(name)
 
 
 def _wait_for_the_end(answer: Connection) -> None:

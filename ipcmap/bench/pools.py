@@ -1,4 +1,4 @@
-"""Pools of workers that are given tasks: ipcmap's and the standard library's.
+"""Pools of workers that are given tasks: ipcmap's, the standard library's, and loky's, which joblib has.
 
 Their workers end with the measuring process, however that ends, since it may be killed.
 """
@@ -6,9 +6,11 @@ Their workers end with the measuring process, however that ends, since it may be
 from __future__ import annotations
 
 import multiprocessing
+import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent import futures
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 from ipcmap import pool as own_pool
@@ -53,8 +55,14 @@ def _own(terms: Terms) -> Pool:
 def _futures(terms: Terms) -> Pool:
     context = multiprocessing.get_context("fork")
     return _executor(
-        futures.ProcessPoolExecutor(terms.consumers, context, initializer=die_with_the_parent)
+        futures.ProcessPoolExecutor(terms.consumers, context, die_with_the_parent, (os.getpid(),))
     )
+
+
+def _loky(terms: Terms) -> Pool:
+    loky = import_module("joblib.externals.loky")
+    ends = {"initializer": die_with_the_parent, "initargs": (os.getpid(),)}
+    return _executor(loky.get_reusable_executor(terms.consumers, **ends))
 
 
 def _pool(pool: Any) -> Pool:
@@ -75,7 +83,8 @@ def _own_pool(terms: Terms) -> Pool:
 
 
 def _standard_pool(terms: Terms) -> Pool:
-    return _pool(multiprocessing.get_context("fork").Pool(terms.consumers, die_with_the_parent))
+    context = multiprocessing.get_context("fork")
+    return _pool(context.Pool(terms.consumers, die_with_the_parent, (os.getpid(),)))
 
 
 POOLS = (
@@ -83,4 +92,5 @@ POOLS = (
     Peer("ipcmap.Pool", _own_pool, can=Can.TASKS, ours=True),
     Peer("concurrent.futures", _futures, can=Can.TASKS),
     Peer("multiprocessing.Pool", _standard_pool, can=Can.TASKS),
+    Peer("loky", _loky, "joblib", "'ipcmap[bench]'", Can.TASKS),
 )

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import gc
+import json
 import multiprocessing
 import os
 import pickle
 import signal
+import subprocess
+import sys
 import threading
 import weakref
 from collections.abc import Iterator
+from glob import glob
 from math import sqrt
 from pathlib import Path
 from typing import Any
@@ -334,3 +338,18 @@ def test_nothing_keeps_the_array_of_the_caller(run: Any) -> None:
     del array
     gc.collect()
     assert alive() is None
+
+
+def test_the_benchmark_compares_with_joblibs_own_workers() -> None:
+    """And leaves none of their semaphores, whose names outlive who is killed."""
+    command = [sys.executable, "-m", "ipcmap", "bench", "executor", "--quick", "--json"]
+    run = subprocess.run(command, capture_output=True, check=True, text=True)
+    (row,) = json.loads(run.stdout)["rows"]
+    assert row["failures"] == []
+    assert "loky" in {result["peer"] for result in row["points"][0]["results"]}
+
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as bench:
+        executors.wait_until(lambda: glob("/dev/shm/sem.loky-*"))
+        bench.terminate()
+
+    assert glob("/dev/shm/sem.loky-*") == []
