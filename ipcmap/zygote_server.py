@@ -101,12 +101,14 @@ class ZygoteServer:
         poll = select.poll()
         poll.register(self._requests, select.POLLIN)
         poll.register(self._parent_pidfd, select.POLLIN)
+        wanting = True
         while True:
-            ready = [descriptor for descriptor, _ in poll.poll(None if self._spare else _REST)]
+            ready = [descriptor for descriptor, _ in poll.poll(_REST if wanting else None)]
             if self._parent_pidfd in ready or os.getppid() != self._parent:
                 os._exit(0)
             if not ready:
-                with contextlib.suppress(OSError):  # whoever asks is told
+                wanting = False  # tried once: where there is no room, whoever asks next is told
+                with contextlib.suppress(OSError):
                     self._spare = self._forked()
                 continue
             request = self._requests.recv(LONGEST)
@@ -118,6 +120,7 @@ class ZygoteServer:
             except OSError as error:
                 pid = -(error.errno or 1)
             self._answer(number, pid)
+            wanting = True
 
     def _hand_over(self, request: bytes) -> int:
         """Return the pid of the worker that has it now."""

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 import functools
+import mmap
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
 from collections.abc import Iterator
 from multiprocessing import active_children
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
 import executors as work
-from ipcmap import ProcessPoolExecutor, Ring
+from ipcmap import ProcessPoolExecutor, Ring, zygote_server
 from ipcmap.zygote import Zygote, ZygoteProcess
 from ipcmap.zygote_server import OF_A_SPARE, ZygoteServer
 from processes import children, read
@@ -246,3 +250,26 @@ def test_a_spare_dies_with_its_parent(tmp_path: Path) -> None:
         parent.kill()
 
     work.wait_until(lambda: all(map(work.is_gone, family)))
+
+
+def test_a_zygote_that_can_fork_no_spare_sleeps(
+    home: Household, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It tries once after each request, and not for ever: there may be no room for days."""
+    tried = mmap.mmap(-1, 8)
+
+    def find_no_room(self: ZygoteServer) -> NoReturn:
+        struct.pack_into("Q", tried, 0, struct.unpack_from("Q", tried)[0] + 1)
+        raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    monkeypatch.setattr(ZygoteServer, "_forked", find_no_room)
+    monkeypatch.setattr(zygote_server, "_REST", 0)
+    zygote = home.zygote()
+    for _ in range(50):
+        with pytest.raises(BlockingIOError):
+            runs(zygote)
+    zygote.close()
+
+    (times,) = struct.unpack_from("Q", tried)
+    tried.close()
+    assert 50 <= times <= 101
