@@ -111,7 +111,10 @@ class ZygoteServer:
                 with contextlib.suppress(OSError):
                     self._spare = self._forked()
                 continue
-            request = self._requests.recv(LONGEST)
+            try:
+                request = self._requests.recv(LONGEST)
+            except ConnectionError:  # it ended with a record of ours unread
+                request = b""
             if not request:
                 os._exit(0)
             number = int.from_bytes(request[:8], "little")

@@ -273,3 +273,22 @@ def test_a_zygote_that_can_fork_no_spare_sleeps(
     (times,) = struct.unpack_from("Q", tried)
     tried.close()
     assert 50 <= times <= 101
+
+
+UNREAD = """
+from ipcmap.zygote import Zygote
+import os, socket, sys
+zygote = Zygote()
+zygote._socket.recv(1, socket.MSG_PEEK)
+os.execv(sys.executable, [sys.executable, "-c", "import os; os.wait(), os.wait()"])
+"""
+
+
+def test_a_zygote_ends_without_a_word_when_its_parent_has_not_read_all(tmp_path: Path) -> None:
+    """Nor does the spare say anything, of which nobody has heard."""
+    program = tmp_path / "program.py"
+    program.write_text(UNREAD)
+
+    ended = subprocess.run([sys.executable, str(program)], capture_output=True, check=True)
+
+    assert (ended.stdout, ended.stderr) == (b"", b"")
