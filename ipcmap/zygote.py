@@ -29,7 +29,7 @@ from typing import Any, cast
 from ipcmap._core import liveness
 from ipcmap.last_words import LastWords
 from ipcmap.process import Process, _Popen
-from ipcmap.zygote_server import ANSWER, LONGEST, OF_A_SPARE, ZygoteServer
+from ipcmap.zygote_server import ANSWER, LONGEST, OF_A_SPARE, ZygoteServer, socket_pair
 
 __all__ = ["Zygote", "ZygoteProcess", "prefork", "zygote_for"]
 
@@ -54,7 +54,7 @@ class Zygote:
         self._lock = threading.RLock()
         self._count = 0
         self._spares: set[int] = set()  # children that no request has had yet, or that died of none
-        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._socket, theirs = socket_pair()
         self._pidfd = -1
         parent_pidfd = liveness.pidfd_open(self._maker)
         # Its workers' parent is the thread that forks it.

@@ -45,13 +45,21 @@ from ipcmap._core import libc
 from ipcmap._core.cloning import clone_sibling
 from ipcmap.process import Process, _Birth, _do_nothing
 
-__all__ = ["ANSWER", "LONGEST", "OF_A_SPARE", "ZygoteServer"]
+__all__ = ["ANSWER", "LONGEST", "OF_A_SPARE", "ZygoteServer", "socket_pair"]
 
 ANSWER: Final = struct.Struct("<Qq")  # the number of a request, and a pid or minus an errno
 OF_A_SPARE: Final = 0  # in place of that number
 LONGEST: Final = 1 << 16  # bytes of a request, its number included
 _TRIES = 3  # spares for one request
 _REST = 2  # milliseconds without a request, before a spare is forked
+
+
+def socket_pair() -> tuple[socket.socket, socket.socket]:
+    """Return two ends that keep records apart, and wait whatever socket.setdefaulttimeout() says."""
+    ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    for end in ends:
+        end.settimeout(None)
+    return ends
 
 
 class ZygoteServer:
@@ -140,7 +148,7 @@ class ZygoteServer:
             self._requests.send(ANSWER.pack(number, pid))
 
     def _forked(self) -> tuple[int, socket.socket]:
-        channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        channel, theirs = socket_pair()
         with theirs:
             try:
                 pid = clone_sibling()

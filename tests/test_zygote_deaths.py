@@ -292,3 +292,17 @@ def test_a_zygote_ends_without_a_word_when_its_parent_has_not_read_all(tmp_path:
     ended = subprocess.run([sys.executable, str(program)], capture_output=True, check=True)
 
     assert (ended.stdout, ended.stderr) == (b"", b"")
+
+
+def test_a_spare_waits_though_sockets_have_a_timeout_by_default(home: Household) -> None:
+    """Theirs are to wait as long as nobody asks."""
+    socket.setdefaulttimeout(0.0)
+    try:
+        zygote = home.zygote()
+    finally:
+        socket.setdefaulttimeout(None)
+    for _ in range(2):
+        spare = home.spare()
+        work.wait_until(functools.partial(waits, spare))
+
+        assert runs(zygote) == spare
