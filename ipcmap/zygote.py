@@ -78,7 +78,8 @@ class Zygote:
     @property
     def usable(self) -> bool:
         """Whether it lives, and is this process's."""
-        return self._pidfd >= 0 and self._maker == os.getpid() and not _is_readable(self._pidfd)
+        pidfd = self._pidfd  # which another thread may close
+        return pidfd >= 0 and self._maker == os.getpid() and not _is_readable(pidfd)
 
     def fork(self, request: bytes) -> int:
         """Have a worker forked, and return its pid.
@@ -92,6 +93,8 @@ class Zygote:
             self._count += 1
             number, pid = OF_A_SPARE, 0
             try:
+                if self._pidfd < 0:  # whoever shares it has found it dead
+                    raise BrokenPipeError
                 self._socket.sendall(struct.pack("<Q", self._count) + request)
                 while number != self._count:
                     number, pid = self._hear()
@@ -112,10 +115,8 @@ class Zygote:
         """Return the next answer; ``struct.error`` if there will be none."""
         poll = select.poll()
         poll.register(self._socket, select.POLLIN)
-        if self._pidfd >= 0:
-            poll.register(self._pidfd, select.POLLIN)
-        timeout = None if self._pidfd >= 0 else _LAST_WAIT * 1000
-        ready = {descriptor for descriptor, _ in poll.poll(timeout)}
+        poll.register(self._pidfd, select.POLLIN)
+        ready = {descriptor for descriptor, _ in poll.poll()}
         if ready == {self._pidfd}:
             poll.unregister(self._pidfd)
             ready = {descriptor for descriptor, _ in poll.poll(_LAST_WAIT * 1000)}
@@ -142,26 +143,33 @@ class Zygote:
             self._spares.discard(pid)
 
     def close(self) -> None:
-        """End it, and the spare that it has; its workers go on. Twice is once."""
+        """End it, and the spare that it has; its workers go on. Twice is once.
+
+        A signal handler that raises may break it off anywhere: the next call goes on.
+        """
         if self._maker != os.getpid():
             return
-        pidfd, self._pidfd = self._pidfd, -1
-        if pidfd >= 0:
-            # Asked, it does not end before it has told of a spare; who is stopped hears nothing.
-            with contextlib.suppress(OSError):
-                self._socket.shutdown(socket.SHUT_WR)
-            if not _is_readable(pidfd, _LAST_WAIT):
-                with contextlib.suppress(ProcessLookupError):
-                    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-            with contextlib.suppress(ChildProcessError):
-                os.waitpid(self.pid, 0)
-            os.close(pidfd)
-            # The spare ends as well, and if somebody else killed the zygote, it tells of itself.
-            with contextlib.suppress(ConnectionError, struct.error):
-                while True:
-                    self._hear()
-            self._reap(alive=True)
-        self._socket.close()
+        with self._lock:
+            if self._pidfd >= 0:
+                self._end()
+                pidfd, self._pidfd = self._pidfd, -1
+                os.close(pidfd)
+            self._socket.close()
+
+    def _end(self) -> None:
+        # Asked, it does not end before it has told of a spare; who is stopped hears nothing.
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_WR)
+        if not _is_readable(self._pidfd, _LAST_WAIT):
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+        with contextlib.suppress(ChildProcessError):
+            os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED)
+        # The spare ends as well, and if somebody else killed the zygote, it tells of itself.
+        with contextlib.suppress(ConnectionError, struct.error):
+            while True:
+                self._hear()
+        self._reap(alive=True)
 
 
 class ZygoteProcess(Process):

@@ -174,6 +174,24 @@ def test_a_zygote_that_was_made_early_is_used_beside_threads() -> None:
         _forget_early()
 
 
+def test_executors_that_share_a_zygote_each_replace_it_when_it_dies(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whoever comes later finds it closed."""
+    monkeypatch.setattr(ProcessPoolExecutor, "_early", True)
+    prefork()
+    (early,) = _early
+    try:
+        with ProcessPoolExecutor(1) as one, ProcessPoolExecutor(1) as other:
+            os.kill(early.pid, signal.SIGKILL)
+            work.wait_until(lambda: not early.usable)
+
+            assert one.submit(work.same, 1).result() == 1
+            assert other.submit(work.same, 2).result() == 2
+    finally:
+        _forget_early()
+
+
 PROGRAM = """
 import ipcmap, os, threading, time
 

@@ -20,6 +20,7 @@ import pytest
 
 import executors as work
 from ipcmap import ProcessPoolExecutor, Ring, zygote_server
+from ipcmap import zygote as zygote_module
 from ipcmap.zygote import Zygote, ZygoteProcess
 from ipcmap.zygote_server import OF_A_SPARE, ZygoteServer
 from processes import children, read
@@ -306,3 +307,26 @@ def test_a_spare_waits_though_sockets_have_a_timeout_by_default(home: Household)
         work.wait_until(functools.partial(waits, spare))
 
         assert runs(zygote) == spare
+
+
+@pytest.mark.parametrize("step", ["_is_readable", "_hear", "_reap"])
+def test_a_close_that_is_broken_off_is_done_again(
+    step: str, home: Household, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by a signal handler that raises: nobody is left, nor any descriptor."""
+    zygote = home.zygote()
+    home.spare()
+    where = zygote_module if step == "_is_readable" else Zygote
+
+    def break_off(*args: object, **kwargs: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(where, step, break_off)
+        with pytest.raises(KeyboardInterrupt):
+            zygote.close()
+
+    zygote.close()
+
+    assert work.is_gone(zygote.pid)
+    assert not home.children()
