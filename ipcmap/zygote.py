@@ -129,17 +129,14 @@ class Zygote:
 
     def _reap(self, *, alive: bool) -> None:
         """Reap the spares that are dead; ``alive`` = the others are to die first."""
+        # By pid: there may be no room for a pidfd.
         for pid in list(self._spares):
-            with contextlib.suppress(OSError):  # somebody else's by now
-                pidfd = liveness.pidfd_open(pid)
-                try:
-                    if alive and os.waitid(os.P_PIDFD, pidfd, _ENDED | os.WNOWAIT) is None:
-                        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-                        os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
-                    elif os.waitid(os.P_PIDFD, pidfd, _ENDED) is None:
+            with contextlib.suppress(ChildProcessError, ProcessLookupError):  # somebody else has
+                if os.waitid(os.P_PID, pid, _ENDED) is None:
+                    if not alive:
                         continue
-                finally:
-                    os.close(pidfd)
+                    os.kill(pid, signal.SIGKILL)
+                    os.waitid(os.P_PID, pid, os.WEXITED)
             self._spares.discard(pid)
 
     def close(self) -> None:

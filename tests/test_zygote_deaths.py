@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import mmap
 import os
+import resource
 import signal
 import socket
 import struct
@@ -329,4 +331,39 @@ def test_a_close_that_is_broken_off_is_done_again(
     zygote.close()
 
     assert work.is_gone(zygote.pid)
+    assert not home.children()
+
+
+@contextlib.contextmanager
+def no_descriptors(but: int = 0) -> Iterator[None]:
+    """Let this process open so many files more, and no others."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    taken: list[int] = []
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, limits[1]))
+    try:
+        with contextlib.suppress(OSError):
+            while True:
+                taken.append(os.dup(0))
+        for _ in range(but):
+            os.close(taken.pop())
+        yield
+    finally:
+        for descriptor in taken:
+            os.close(descriptor)
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def test_a_spare_is_reaped_where_there_is_no_room_for_a_descriptor(home: Household) -> None:
+    """Neither a dead one is forgotten, nor one that is stopped, and cannot end by itself."""
+    zygote = home.zygote()
+    dead = home.spare()
+    os.kill(dead, signal.SIGKILL)
+    work.wait_until(functools.partial(work.is_gone, dead))
+    with no_descriptors(), pytest.raises(OSError, match="no pidfd"):
+        ZygoteProcess(zygote, say_so).start()
+    assert dead not in home.children()
+
+    os.kill(home.spare(), signal.SIGSTOP)
+    with no_descriptors():
+        zygote.close()
     assert not home.children()
