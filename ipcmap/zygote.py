@@ -54,26 +54,38 @@ class Zygote:
         self._lock = threading.RLock()
         self._count = 0
         self._spares: set[int] = set()  # children that no request has had yet, or that died of none
-        self._socket, theirs = socket_pair()
         self._pidfd = -1
-        parent_pidfd = liveness.pidfd_open(self._maker)
+        self._socket, theirs = socket_pair()
+        try:
+            with theirs:
+                self._begin(theirs)
+        except BaseException:  # a signal handler's, too
+            self.close()
+            raise
+
+    def _begin(self, theirs: socket.socket) -> None:
         # Its workers' parent is the thread that forks it.
         first_thread = threading.get_native_id() == self._maker
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
-            util._flush_std_streams()  # type: ignore[attr-defined]
-            with warnings.catch_warnings():
-                # Of threads we warn ourselves, by name.
-                warnings.simplefilter("ignore", DeprecationWarning)
-                self.pid = os.fork()
-            if self.pid == 0:
-                self._socket.close()
-                ZygoteServer(theirs, target, self._maker, parent_pidfd, first_thread, mask).run()
+            parent_pidfd = liveness.pidfd_open(self._maker)
+            try:
+                util._flush_std_streams()  # type: ignore[attr-defined]
+                with warnings.catch_warnings():
+                    # Of threads we warn ourselves, by name.
+                    warnings.simplefilter("ignore", DeprecationWarning)
+                    self.pid = os.fork()
+                if self.pid == 0:
+                    self._socket.close()
+                    ZygoteServer(
+                        theirs, self.target, self._maker, parent_pidfd, first_thread, mask
+                    ).run()
+            finally:
+                # Before the next is opened: so there is room for it.
+                os.close(parent_pidfd)
             self._pidfd = liveness.pidfd_open(self.pid)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-            os.close(parent_pidfd)
-            theirs.close()
 
     @property
     def usable(self) -> bool:

@@ -23,6 +23,7 @@ import pytest
 import executors as work
 from ipcmap import ProcessPoolExecutor, Ring, zygote_server
 from ipcmap import zygote as zygote_module
+from ipcmap._core import liveness
 from ipcmap.zygote import Zygote, ZygoteProcess
 from ipcmap.zygote_server import OF_A_SPARE, ZygoteServer
 from processes import children, read
@@ -367,3 +368,41 @@ def test_a_spare_is_reaped_where_there_is_no_room_for_a_descriptor(home: Househo
     with no_descriptors():
         zygote.close()
     assert not home.children()
+
+
+def test_a_zygote_takes_the_room_of_what_it_needs_to_begin(home: Household) -> None:
+    """With room for less it is not forked."""
+    for room in range(3):
+        with no_descriptors(but=room), pytest.raises(OSError, match="Too many open files"):
+            Zygote()
+        assert not home.children()
+
+    with no_descriptors(but=3):
+        home.zygote()
+
+
+def test_a_handler_that_raises_as_a_zygote_begins_leaves_nobody(
+    home: Household, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor any descriptor."""
+    pidfd_open = liveness.pidfd_open
+
+    def be_interrupted(pid: int) -> int:
+        if pid != os.getpid():  # the zygote's
+            work.wait_until(lambda: len(home.children()) == 2)
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return pidfd_open(pid)
+
+    monkeypatch.setattr(liveness, "pidfd_open", be_interrupted)
+    usual = signal.signal(signal.SIGUSR1, interrupt)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            Zygote()
+    finally:
+        signal.signal(signal.SIGUSR1, usual)
+    assert not home.children()
+
+
+def interrupt(number: int, frame: object) -> None:
+    """Be a signal handler that raises."""
+    raise KeyboardInterrupt
