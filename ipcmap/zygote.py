@@ -27,6 +27,7 @@ from multiprocessing import process, util
 from typing import Any, cast
 
 from ipcmap._core import liveness
+from ipcmap.errors import BusyError
 from ipcmap.last_words import LastWords
 from ipcmap.process import Process, _Popen
 from ipcmap.zygote_server import ANSWER, LONGEST, OF_A_SPARE, ZygoteServer, socket_pair
@@ -53,7 +54,7 @@ class Zygote:
         self._maker = os.getpid()
         self._lock = threading.RLock()
         self._count = 0
-        self._spares: set[int] = set()  # children that no request has had yet, or that died of none
+        self._spares: set[int] = set()  # children that nobody has had from fork(), not even dead
         self._pidfd = -1
         self._socket, theirs = socket_pair()
         try:
@@ -98,9 +99,15 @@ class Zygote:
 
         Raises:
             BrokenPipeError: The zygote is dead.
+            BusyError: It was called by a signal handler that interrupted it.
             ChildProcessError: Its children die, one after another, before they are ready.
             OSError: The kernel has no room for another process.
         """
+        if self._lock._is_owned():  # type: ignore[attr-defined]
+            raise BusyError(
+                "zygote is in use by the code that this signal handler or finalizer interrupted: "
+                f"pid={self.pid}; leave the handler first"
+            )
         with self._lock:
             self._count += 1
             number, pid = OF_A_SPARE, 0
@@ -112,6 +119,7 @@ class Zygote:
                     number, pid = self._hear()
             except (ConnectionError, struct.error):
                 raise BrokenPipeError(f"zygote is dead: pid={self.pid}; make another") from None
+            self._spares.discard(pid)
             self._reap(alive=False)
         if pid == -errno.ECHILD:
             raise ChildProcessError(
@@ -135,8 +143,6 @@ class Zygote:
         number, pid = ANSWER.unpack(self._socket.recv(ANSWER.size) if ready else b"")
         if number == OF_A_SPARE:
             self._spares.add(pid)
-        else:
-            self._spares.discard(pid)
         return number, pid
 
     def _reap(self, *, alive: bool) -> None:

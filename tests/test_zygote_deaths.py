@@ -7,6 +7,7 @@ import errno
 import functools
 import mmap
 import os
+import pickle
 import resource
 import signal
 import socket
@@ -24,6 +25,7 @@ import executors as work
 from ipcmap import ProcessPoolExecutor, Ring, zygote_server
 from ipcmap import zygote as zygote_module
 from ipcmap._core import liveness
+from ipcmap.errors import BusyError
 from ipcmap.zygote import Zygote, ZygoteProcess
 from ipcmap.zygote_server import OF_A_SPARE, ZygoteServer
 from processes import children, read
@@ -312,6 +314,11 @@ def test_a_spare_waits_though_sockets_have_a_timeout_by_default(home: Household)
         assert runs(zygote) == spare
 
 
+def interrupt(*args: object, **kwargs: object) -> NoReturn:
+    """Be a signal handler that raises, or what one interrupts."""
+    raise KeyboardInterrupt
+
+
 @pytest.mark.parametrize("step", ["_is_readable", "_hear", "_reap"])
 def test_a_close_that_is_broken_off_is_done_again(
     step: str, home: Household, monkeypatch: pytest.MonkeyPatch
@@ -320,12 +327,8 @@ def test_a_close_that_is_broken_off_is_done_again(
     zygote = home.zygote()
     home.spare()
     where = zygote_module if step == "_is_readable" else Zygote
-
-    def break_off(*args: object, **kwargs: object) -> NoReturn:
-        raise KeyboardInterrupt
-
     with monkeypatch.context() as patched:
-        patched.setattr(where, step, break_off)
+        patched.setattr(where, step, interrupt)
         with pytest.raises(KeyboardInterrupt):
             zygote.close()
 
@@ -403,6 +406,40 @@ def test_a_handler_that_raises_as_a_zygote_begins_leaves_nobody(
     assert not home.children()
 
 
-def interrupt(number: int, frame: object) -> None:
-    """Be a signal handler that raises."""
-    raise KeyboardInterrupt
+def test_a_fork_that_is_broken_off_leaves_no_worker(
+    home: Household, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is the zygote's to end, since nobody else knows of it; the zygote goes on."""
+    zygote = home.zygote()
+    spare = home.spare()
+    request = pickle.dumps(("name", (1,), None, pickle.dumps((signal.pause, ()))))
+    with monkeypatch.context() as patched:
+        patched.setattr(Zygote, "_hear", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            zygote.fork(request)
+
+    assert runs(zygote) != spare
+    assert spare in home.children()
+    zygote.close()
+    assert not home.children()
+
+
+def test_a_handler_that_forks_amid_a_fork_is_told_so(
+    home: Household, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else it would have the answer that the other waits for."""
+    hear = Zygote._hear
+    told: list[str] = []
+
+    def fork_as_well(self: Zygote) -> tuple[int, int]:
+        with pytest.raises(BusyError, match="in use by the code") as caught:
+            runs(self)
+        told.append(str(caught.value))
+        return hear(self)
+
+    zygote = home.zygote()
+    with monkeypatch.context() as patched:
+        patched.setattr(Zygote, "_hear", fork_as_well)
+        runs(zygote)
+
+    assert told
