@@ -54,7 +54,8 @@ class Zygote:
         self._maker = os.getpid()
         self._lock = threading.RLock()
         self._count = 0
-        self._spares: set[int] = set()  # children that nobody has had from fork(), not even dead
+        # Children that nobody has had from fork(), dead or alive, and when they started.
+        self._spares: dict[int, int] = {}
         self._pidfd = -1
         self._socket, theirs = socket_pair()
         try:
@@ -119,7 +120,7 @@ class Zygote:
                     number, pid = self._hear()
             except (ConnectionError, struct.error):
                 raise BrokenPipeError(f"zygote is dead: pid={self.pid}; make another") from None
-            self._spares.discard(pid)
+            self._spares.pop(pid, None)
             self._reap(alive=False)
         if pid == -errno.ECHILD:
             raise ChildProcessError(
@@ -140,22 +141,24 @@ class Zygote:
         if ready == {self._pidfd}:
             poll.unregister(self._pidfd)
             ready = {descriptor for descriptor, _ in poll.poll(_LAST_WAIT * 1000)}
-        number, pid = ANSWER.unpack(self._socket.recv(ANSWER.size) if ready else b"")
+        number, pid, started = ANSWER.unpack(self._socket.recv(ANSWER.size) if ready else b"")
         if number == OF_A_SPARE:
-            self._spares.add(pid)
+            self._spares[pid] = started
         return number, pid
 
     def _reap(self, *, alive: bool) -> None:
         """Reap the spares that are dead; ``alive`` = the others are to die first."""
         # By pid: there may be no room for a pidfd.
-        for pid in list(self._spares):
+        for pid, started in list(self._spares.items()):
+            stat = liveness.read_stat(pid)
+            strange = stat and started and stat.started != started
             with contextlib.suppress(ChildProcessError, ProcessLookupError):  # somebody else has
-                if os.waitid(os.P_PID, pid, _ENDED) is None:
+                if not strange and os.waitid(os.P_PID, pid, _ENDED) is None:
                     if not alive:
                         continue
                     os.kill(pid, signal.SIGKILL)
                     os.waitid(os.P_PID, pid, os.WEXITED)
-            self._spares.discard(pid)
+            self._spares.pop(pid, None)
 
     def close(self) -> None:
         """End it, and the spare that it has; its workers go on. Twice is once.

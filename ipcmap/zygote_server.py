@@ -13,6 +13,7 @@ Records to the caller     from
   number, pid    a worker         the zygote, when the spare has been handed that request;
                                   and the spare, when it has taken it
   number, -errno no worker        the zygote
+A spare's start time comes with its pid, which may be another's when the caller reads that.
 So the caller hears of each child, and of no worker that it is a spare afterwards. It reaps
 the spares that are dead.
 
@@ -41,13 +42,14 @@ import traceback
 from collections.abc import Callable
 from typing import Any, Final, NoReturn
 
-from ipcmap._core import libc
+from ipcmap._core import libc, liveness
 from ipcmap._core.cloning import clone_sibling
 from ipcmap.process import Process, _Birth, _do_nothing
 
 __all__ = ["ANSWER", "LONGEST", "OF_A_SPARE", "ZygoteServer", "socket_pair"]
 
-ANSWER: Final = struct.Struct("<Qq")  # the number of a request, and a pid or minus an errno
+# The number of a request, a pid or minus an errno, a spare's start time (0 = unknown).
+ANSWER: Final = struct.Struct("<QqQ")
 OF_A_SPARE: Final = 0  # in place of that number
 LONGEST: Final = 1 << 16  # bytes of a request, its number included
 _TRIES = 3  # spares for one request
@@ -144,8 +146,10 @@ class ZygoteServer:
         raise OSError(errno.ECHILD, os.strerror(errno.ECHILD))
 
     def _answer(self, number: int, pid: int) -> None:
+        known = number == OF_A_SPARE and liveness.proc_is_ours()
+        stat = liveness.read_stat(pid) if known else None
         with contextlib.suppress(OSError):  # the parent is gone: poll says so next
-            self._requests.send(ANSWER.pack(number, pid))
+            self._requests.send(ANSWER.pack(number, pid, stat.started if stat else 0))
 
     def _forked(self) -> tuple[int, socket.socket]:
         channel, theirs = socket_pair()

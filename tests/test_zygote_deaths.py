@@ -443,3 +443,22 @@ def test_a_handler_that_forks_amid_a_fork_is_told_so(
         runs(zygote)
 
     assert told
+
+
+def test_another_child_with_the_pid_of_a_spare_is_left_alone(home: Household) -> None:
+    """Who waits for all children may have reaped the spare, and begun another."""
+    zygote = home.zygote()
+    spare = home.spare()
+    zygote._hear()
+    stat = liveness.read_stat(spare)
+    assert stat is not None
+    assert zygote._spares == {spare: stat.started}
+    home.strangers.add(other := os.posix_spawnp("sleep", ["sleep", "3600"], {}))
+    zygote._spares[other] = stat.started - 1
+
+    runs(zygote)
+    zygote.close()
+
+    assert not work.is_gone(other)
+    os.kill(other, signal.SIGKILL)
+    os.waitpid(other, 0)
