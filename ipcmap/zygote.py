@@ -14,12 +14,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import mmap
 import os
 import pickle
 import select
 import signal
 import socket
 import struct
+import sys
 import threading
 import warnings
 from collections.abc import Callable
@@ -56,6 +58,8 @@ class Zygote:
         self._count = 0
         # Children that nobody has had from fork(), dead or alive, and when they started.
         self._spares: dict[int, int] = {}
+        self._told = 0  # the one of them that the zygote has told of last
+        self._youngest = mmap.mmap(-1, mmap.PAGESIZE)  # whom it has forked last
         self._pidfd = -1
         self._socket, theirs = socket_pair()
         try:
@@ -80,7 +84,13 @@ class Zygote:
                 if self.pid == 0:
                     self._socket.close()
                     ZygoteServer(
-                        theirs, self.target, self._maker, parent_pidfd, first_thread, mask
+                        theirs,
+                        self.target,
+                        self._maker,
+                        parent_pidfd,
+                        first_thread,
+                        mask,
+                        self._youngest,
                     ).run()
             finally:
                 # Before the next is opened: so there is room for it.
@@ -143,7 +153,7 @@ class Zygote:
             ready = {descriptor for descriptor, _ in poll.poll(_LAST_WAIT * 1000)}
         number, pid, started = ANSWER.unpack(self._socket.recv(ANSWER.size) if ready else b"")
         if number == OF_A_SPARE:
-            self._spares[pid] = started
+            self._spares[pid], self._told = started, pid
         return number, pid
 
     def _reap(self, *, alive: bool) -> None:
@@ -183,10 +193,12 @@ class Zygote:
                 signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
         with contextlib.suppress(ChildProcessError):
             os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED)
-        # The spare ends as well, and if somebody else killed the zygote, it tells of itself.
         with contextlib.suppress(ConnectionError, struct.error):
             while True:
                 self._hear()
+        youngest = int.from_bytes(self._youngest[:4], sys.byteorder)
+        if youngest not in (0, self._told):  # killed by somebody else, it had no time for that
+            self._spares[youngest] = 0
         self._reap(alive=True)
 
 

@@ -8,18 +8,18 @@ A spare becomes the worker of one request, or nothing. It waits at a socket whos
 the zygote alone has, and so ends when the zygote does.
 
 Records to the caller     from
-  0, pid         a spare          the zygote, before it hands the spare a request;
-                                  and a spare that ends without one
+  0, pid         a spare          the zygote, before it hands the spare a request
   number, pid    a worker         the zygote, when the spare has been handed that request;
                                   and the spare, when it has taken it
   number, -errno no worker        the zygote
 A spare's start time comes with its pid, which may be another's when the caller reads that.
+The pid of the youngest child stands in shared memory from before that runs.
 So the caller hears of each child, and of no worker that it is a spare afterwards. It reaps
 the spares that are dead.
 
 If the zygote dies
-  before it hands the request over   the spare ends, and then the caller's socket; a spare that
-                                     nobody had told of tells of itself
+  before it hands the request over   the spare ends, and then the caller's socket; if nobody had
+                                     told of the spare, it is the youngest child
   after that                         the spare answers
 If the spare dies
   before it is handed a request      its end is closed: the zygote forks another
@@ -29,9 +29,11 @@ If the spare dies
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import functools
 import gc
+import mmap
 import os
 import pickle
 import select
@@ -74,6 +76,7 @@ class ZygoteServer:
         parent_pidfd: The same as a descriptor.
         first_thread: Whether the caller's first thread forked us.
         mask: The caller's blocked signals.
+        youngest: Shared memory for the pid of the youngest child.
     """
 
     def __init__(
@@ -84,10 +87,12 @@ class ZygoteServer:
         parent_pidfd: int,
         first_thread: bool,
         mask: set[int],
+        youngest: mmap.mmap,
     ) -> None:
         self._requests, self._target = requests, target
         self._parent, self._parent_pidfd = parent, parent_pidfd
         self._first_thread, self._mask = first_thread, mask
+        self._youngest = ctypes.c_int.from_buffer(youngest)
         self._spare: tuple[int, socket.socket] | None = None  # its pid, and the way to it
 
     def run(self) -> NoReturn:
@@ -155,7 +160,7 @@ class ZygoteServer:
         channel, theirs = socket_pair()
         with theirs:
             try:
-                pid = clone_sibling()
+                pid = clone_sibling(ctypes.addressof(self._youngest))
             except BaseException:
                 channel.close()
                 raise
@@ -188,7 +193,6 @@ class ZygoteServer:
         except BaseException:  # a signal handler's, which nobody asked for here
             os._exit(1)
         if not request:
-            self._answer(OF_A_SPARE, os.getpid())
             os._exit(0)
         self._answer(int.from_bytes(request[:8], "little"), os.getpid())
         channel.close()

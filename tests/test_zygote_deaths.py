@@ -145,14 +145,17 @@ def test_a_spare_that_is_stopped_is_ended_with_its_zygote(home: Household) -> No
     assert not home.children()
 
 
+@pytest.mark.parametrize("of", [None, signal.SIGKILL, signal.SIGSTOP])
 def test_a_spare_that_its_zygote_had_not_told_of_is_reaped(
-    home: Household, monkeypatch: pytest.MonkeyPatch
+    of: signal.Signals | None, home: Household, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It tells of itself when it finds its zygote dead."""
+    """Whatever becomes of it as well, its pid is known before it runs."""
     answer = ZygoteServer._answer
 
     def die_before_that(self: ZygoteServer, number: int, pid: int) -> None:
-        if number == OF_A_SPARE and pid != os.getpid():
+        if number == OF_A_SPARE:
+            if of is not None:
+                os.kill(pid, of)
             os.kill(os.getpid(), signal.SIGKILL)
         answer(self, number, pid)
 

@@ -10,6 +10,9 @@ own fork does beside the system call, and the caller's, is done here:
   would be told that it died in a section.
 * Python's own steps before and after a fork, which os.fork() would make.
 
+On top of that the kernel stores the child's pid where it is told to (CLONE_PARENT_SETTID),
+before the child runs: in shared memory it is known whoever dies next.
+
 Handlers of pthread_atfork are not run, and locks of the C library not looked after: the
 caller has one thread, so nobody else can hold one, and no handler has anything to do that
 was not done when the caller was forked itself.
@@ -27,7 +30,8 @@ import platform
 
 __all__ = ["clone_sibling"]
 
-_CLONE_PARENT, _CLONE_CHILD_CLEARTID, _CLONE_CHILD_SETTID = 0x8000, 0x200000, 0x1000000
+_CLONE_PARENT, _CLONE_PARENT_SETTID = 0x8000, 0x100000
+_CLONE_CHILD_CLEARTID, _CLONE_CHILD_SETTID = 0x200000, 0x1000000
 _SIGCHLD = 17
 _PR_GET_TID_ADDRESS = 40
 # clone, set_robust_list, get_robust_list; and which argument of clone says where the
@@ -45,8 +49,11 @@ for _step in (_before, _in_parent, _in_child):
     _step.argtypes, _step.restype = (), None
 
 
-def clone_sibling() -> int:
+def clone_sibling(pid_address: int) -> int:
     """Fork, from the only thread of this process; return as os.fork() does.
+
+    Args:
+        pid_address: Where the kernel stores the child's pid, in four bytes.
 
     Raises:
         OSError: As the kernel has it; ``ENOSYS`` on a machine whose numbers are not known.
@@ -59,8 +66,13 @@ def clone_sibling() -> int:
     _call(_syscall, get_robust_list, 0, ctypes.byref(robust), ctypes.byref(length))
     arguments = [ctypes.c_ulong(0)] * 5
     arguments[0] = ctypes.c_ulong(
-        _CLONE_PARENT | _CLONE_CHILD_CLEARTID | _CLONE_CHILD_SETTID | _SIGCHLD
+        _CLONE_PARENT
+        | _CLONE_PARENT_SETTID
+        | _CLONE_CHILD_CLEARTID
+        | _CLONE_CHILD_SETTID
+        | _SIGCHLD
     )
+    arguments[2] = ctypes.c_ulong(pid_address)
     arguments[place] = ctypes.c_ulong(thread_id.value or 0)
     number = ctypes.c_long(clone)
     register = (ctypes.c_long(set_robust_list), robust, length)
