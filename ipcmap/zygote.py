@@ -175,14 +175,19 @@ class Zygote:
 
         A signal handler that raises may break it off anywhere: the next call goes on.
         """
-        if self._maker != os.getpid():
+        if self._maker != os.getpid():  # a copy, whose lock a thread may have that is not here
+            self._let_go()
             return
         with self._lock:
             if self._pidfd >= 0:
                 self._end()
-                pidfd, self._pidfd = self._pidfd, -1
-                os.close(pidfd)
-            self._socket.close()
+            self._let_go()
+
+    def _let_go(self) -> None:
+        pidfd, self._pidfd = self._pidfd, -1
+        if pidfd >= 0:
+            os.close(pidfd)
+        self._socket.close()
 
     def _end(self) -> None:
         # Asked, it does not end before it has told of a spare; who is stopped hears nothing.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pty
 import signal
@@ -16,7 +17,7 @@ from pathlib import Path
 import pytest
 
 import executors as work
-from ipcmap import Lock, ProcessPoolExecutor, Ring, prefork
+from ipcmap import Lock, Process, ProcessPoolExecutor, Ring, prefork
 from ipcmap.zygote import Zygote, ZygoteProcess, _early, _forget_early
 
 
@@ -190,6 +191,32 @@ def test_executors_that_share_a_zygote_each_replace_it_when_it_dies(
             assert other.submit(work.same, 2).result() == 2
     finally:
         _forget_early()
+
+
+def test_a_child_lets_go_of_the_zygote_that_it_has_inherited() -> None:
+    """It has one of its own, and the parent keeps the other."""
+    prefork()
+    (early,) = _early
+    inherited = early._pidfd, early._socket.fileno()
+    child = Process(target=prefork_anew, args=(inherited,))
+    child.start()
+    child.join()
+    assert child.exitcode == 0
+    child.close()
+
+    assert early.usable
+    _forget_early()
+
+
+def prefork_anew(inherited: tuple[int, int]) -> None:
+    """Have a zygote of one's own, in place of what one has inherited."""
+    targets = [os.readlink(f"/proc/self/fd/{descriptor}") for descriptor in inherited]
+    prefork()
+    assert _early[0].usable
+    _forget_early()
+    for descriptor, target in zip(inherited, targets, strict=True):
+        with contextlib.suppress(FileNotFoundError):
+            assert os.readlink(f"/proc/self/fd/{descriptor}") != target
 
 
 PROGRAM = """
