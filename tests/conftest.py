@@ -27,6 +27,7 @@ pytest_plugins = [
     "children",
     "executors",
     "families",
+    "households",
     "listening",
     "pipe_ends",
 ]

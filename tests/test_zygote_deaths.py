@@ -2,94 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import functools
-import mmap
 import os
-import pickle
-import resource
 import signal
 import socket
-import struct
 import subprocess
 import sys
-from collections.abc import Iterator
 from multiprocessing import active_children
 from pathlib import Path
-from typing import NoReturn
 
 import pytest
 
 import executors as work
-from ipcmap import ProcessPoolExecutor, Ring, zygote_server
-from ipcmap import zygote as zygote_module
-from ipcmap._core import liveness
-from ipcmap.errors import BusyError
-from ipcmap.zygote import Zygote, ZygoteProcess
+from households import Household, pids_of, runs, say_so, waits
+from ipcmap import ProcessPoolExecutor
+from ipcmap.zygote import ZygoteProcess
 from ipcmap.zygote_server import OF_A_SPARE, ZygoteServer
-from processes import children, read
-
-
-def say_so(ring: Ring) -> None:
-    """Say that one runs."""
-    ring.put(b"%d" % os.getpid())
-
-
-class Household:
-    """The zygotes of a test, and who are our children for them."""
-
-    def __init__(self) -> None:
-        self.strangers = pids_of(os.getpid())
-        self.zygotes: list[Zygote] = []
-
-    def zygote(self) -> Zygote:
-        """Make one, without a target."""
-        self.zygotes.append(Zygote())
-        return self.zygotes[-1]
-
-    def children(self) -> set[int]:
-        """Return who is there, dead or alive, beside the zygotes."""
-        known = {zygote.pid for zygote in self.zygotes}
-        return pids_of(os.getpid()) - self.strangers - known
-
-    def spare(self) -> int:
-        """Wait until there is one; return its pid."""
-        work.wait_until(lambda: len(self.children()) == 1)
-        (pid,) = self.children()
-        return pid
-
-    def close(self) -> None:
-        """Close the zygotes; nobody is left."""
-        for zygote in self.zygotes:
-            zygote.close()
-        self.zygotes = []
-        assert not self.children()
-
-
-def pids_of(parent: int) -> set[int]:
-    """Return the pids of the children of a process."""
-    return {one.pid for one in children(parent) or []}
-
-
-def runs(zygote: Zygote) -> int:
-    """Have a worker forked, see that it does its work and ends well; return its pid."""
-    said = Ring()
-    worker = ZygoteProcess(zygote, say_so, (said,))
-    worker.start()
-    pid = int(said.get())
-    worker.join()
-    assert (pid, worker.exitcode) == (worker.pid, 0)
-    worker.close()
-    return pid
-
-
-@pytest.fixture
-def home() -> Iterator[Household]:
-    """A household, which is closed in the end and leaves nobody."""
-    home = Household()
-    yield home
-    home.close()
+from processes import read
 
 
 def test_a_spare_becomes_the_worker_that_is_asked_for(home: Household) -> None:
@@ -113,13 +42,6 @@ def test_a_spare_that_is_killed_costs_nothing(home: Household) -> None:
 
         assert runs(zygote) != spare
         assert spare not in home.children()
-
-
-def waits(pid: int) -> bool:
-    """Return whether a spare waits for its request: it has unblocked its signals, and sleeps."""
-    status = read(f"/proc/{pid}/status")
-    blocked = status.partition("SigBlk:")[2].split()[:1]
-    return blocked == ["0" * 16] and "State:\tS" in status
 
 
 def test_a_spare_goes_with_its_zygote(home: Household) -> None:
@@ -261,29 +183,6 @@ def test_a_spare_dies_with_its_parent(tmp_path: Path) -> None:
     work.wait_until(lambda: all(map(work.is_gone, family)))
 
 
-def test_a_zygote_that_can_fork_no_spare_sleeps(
-    home: Household, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It tries once after each request, and not for ever: there may be no room for days."""
-    tried = mmap.mmap(-1, 8)
-
-    def find_no_room(self: ZygoteServer) -> NoReturn:
-        struct.pack_into("Q", tried, 0, struct.unpack_from("Q", tried)[0] + 1)
-        raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
-
-    monkeypatch.setattr(ZygoteServer, "_forked", find_no_room)
-    monkeypatch.setattr(zygote_server, "_REST", 0)
-    zygote = home.zygote()
-    for _ in range(50):
-        with pytest.raises(BlockingIOError):
-            runs(zygote)
-    zygote.close()
-
-    (times,) = struct.unpack_from("Q", tried)
-    tried.close()
-    assert 50 <= times <= 101
-
-
 UNREAD = """
 from ipcmap.zygote import Zygote
 import os, socket, sys
@@ -301,167 +200,3 @@ def test_a_zygote_ends_without_a_word_when_its_parent_has_not_read_all(tmp_path:
     ended = subprocess.run([sys.executable, str(program)], capture_output=True, check=True)
 
     assert (ended.stdout, ended.stderr) == (b"", b"")
-
-
-def test_a_spare_waits_though_sockets_have_a_timeout_by_default(home: Household) -> None:
-    """Theirs are to wait as long as nobody asks."""
-    socket.setdefaulttimeout(0.0)
-    try:
-        zygote = home.zygote()
-    finally:
-        socket.setdefaulttimeout(None)
-    for _ in range(2):
-        spare = home.spare()
-        work.wait_until(functools.partial(waits, spare))
-
-        assert runs(zygote) == spare
-
-
-def interrupt(*args: object, **kwargs: object) -> NoReturn:
-    """Be a signal handler that raises, or what one interrupts."""
-    raise KeyboardInterrupt
-
-
-@pytest.mark.parametrize("step", ["_is_readable", "_hear", "_reap"])
-def test_a_close_that_is_broken_off_is_done_again(
-    step: str, home: Household, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As by a signal handler that raises: nobody is left, nor any descriptor."""
-    zygote = home.zygote()
-    home.spare()
-    where = zygote_module if step == "_is_readable" else Zygote
-    with monkeypatch.context() as patched:
-        patched.setattr(where, step, interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            zygote.close()
-
-    zygote.close()
-
-    assert work.is_gone(zygote.pid)
-    assert not home.children()
-
-
-@contextlib.contextmanager
-def no_descriptors(but: int = 0) -> Iterator[None]:
-    """Let this process open so many files more, and no others."""
-    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-    taken: list[int] = []
-    resource.setrlimit(resource.RLIMIT_NOFILE, (256, limits[1]))
-    try:
-        with contextlib.suppress(OSError):
-            while True:
-                taken.append(os.dup(0))
-        for _ in range(but):
-            os.close(taken.pop())
-        yield
-    finally:
-        for descriptor in taken:
-            os.close(descriptor)
-        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
-
-
-def test_a_spare_is_reaped_where_there_is_no_room_for_a_descriptor(home: Household) -> None:
-    """Neither a dead one is forgotten, nor one that is stopped, and cannot end by itself."""
-    zygote = home.zygote()
-    dead = home.spare()
-    os.kill(dead, signal.SIGKILL)
-    work.wait_until(functools.partial(work.is_gone, dead))
-    with no_descriptors(), pytest.raises(OSError, match="no pidfd"):
-        ZygoteProcess(zygote, say_so).start()
-    assert dead not in home.children()
-
-    os.kill(home.spare(), signal.SIGSTOP)
-    with no_descriptors():
-        zygote.close()
-    assert not home.children()
-
-
-def test_a_zygote_takes_the_room_of_what_it_needs_to_begin(home: Household) -> None:
-    """With room for less it is not forked."""
-    for room in range(3):
-        with no_descriptors(but=room), pytest.raises(OSError, match="Too many open files"):
-            Zygote()
-        assert not home.children()
-
-    with no_descriptors(but=3):
-        home.zygote()
-
-
-def test_a_handler_that_raises_as_a_zygote_begins_leaves_nobody(
-    home: Household, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Nor any descriptor."""
-    pidfd_open = liveness.pidfd_open
-
-    def be_interrupted(pid: int) -> int:
-        if pid != os.getpid():  # the zygote's
-            work.wait_until(lambda: len(home.children()) == 2)
-            os.kill(os.getpid(), signal.SIGUSR1)
-        return pidfd_open(pid)
-
-    monkeypatch.setattr(liveness, "pidfd_open", be_interrupted)
-    usual = signal.signal(signal.SIGUSR1, interrupt)
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            Zygote()
-    finally:
-        signal.signal(signal.SIGUSR1, usual)
-    assert not home.children()
-
-
-def test_a_fork_that_is_broken_off_leaves_no_worker(
-    home: Household, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It is the zygote's to end, since nobody else knows of it; the zygote goes on."""
-    zygote = home.zygote()
-    spare = home.spare()
-    request = pickle.dumps(("name", (1,), None, pickle.dumps((signal.pause, ()))))
-    with monkeypatch.context() as patched:
-        patched.setattr(Zygote, "_hear", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            zygote.fork(request)
-
-    assert runs(zygote) != spare
-    assert spare in home.children()
-    zygote.close()
-    assert not home.children()
-
-
-def test_a_handler_that_forks_amid_a_fork_is_told_so(
-    home: Household, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Else it would have the answer that the other waits for."""
-    hear = Zygote._hear
-    told: list[str] = []
-
-    def fork_as_well(self: Zygote) -> tuple[int, int]:
-        with pytest.raises(BusyError, match="in use by the code") as caught:
-            runs(self)
-        told.append(str(caught.value))
-        return hear(self)
-
-    zygote = home.zygote()
-    with monkeypatch.context() as patched:
-        patched.setattr(Zygote, "_hear", fork_as_well)
-        runs(zygote)
-
-    assert told
-
-
-def test_another_child_with_the_pid_of_a_spare_is_left_alone(home: Household) -> None:
-    """Who waits for all children may have reaped the spare, and begun another."""
-    zygote = home.zygote()
-    spare = home.spare()
-    zygote._hear()
-    stat = liveness.read_stat(spare)
-    assert stat is not None
-    assert zygote._spares == {spare: stat.started}
-    home.strangers.add(other := os.posix_spawnp("sleep", ["sleep", "3600"], {}))
-    zygote._spares[other] = stat.started - 1
-
-    runs(zygote)
-    zygote.close()
-
-    assert not work.is_gone(other)
-    os.kill(other, signal.SIGKILL)
-    os.waitpid(other, 0)
