@@ -31,6 +31,7 @@ TYPED = [
     "SharedCTypes",
     "PoolWorkerErrors",
     "SubclassingProcess",
+    *(["AtExit"] if sys.version_info >= (3, 13) else []),
 ]
 SLOW_TYPED = [
     "Process",
