@@ -28,6 +28,7 @@ If the spare dies
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import errno
@@ -40,8 +41,10 @@ import select
 import signal
 import socket
 import struct
+import sys
 import traceback
 from collections.abc import Callable
+from multiprocessing import util
 from typing import Any, Final, NoReturn
 
 from ipcmap._core import libc, liveness
@@ -55,6 +58,8 @@ ANSWER: Final = struct.Struct("<QqQ")
 OF_A_SPARE: Final = 0  # in place of that number
 LONGEST: Final = 1 << 16  # bytes of a request, its number included
 _TRIES = 3  # spares for one request
+# From then on a process of multiprocessing has its finalizers called so, and not by _bootstrap.
+_ENDS_BY_ATEXIT = sys.version_info >= (3, 13)
 _REST = 2  # milliseconds without a request, before a spare is forked
 
 
@@ -174,6 +179,9 @@ class ZygoteServer:
     def _be_a_spare(self, zygotes: socket.socket, channel: socket.socket) -> NoReturn:
         code = 1
         try:
+            if _ENDS_BY_ATEXIT:
+                atexit._clear()
+                atexit.register(util._exit_function)  # type: ignore[attr-defined]
             worker: Any = Process(daemon=False)
             worker._parent_pid = self._parent
             birth = _Birth(
@@ -184,6 +192,8 @@ class ZygoteServer:
         except BaseException:
             traceback.print_exc()
         finally:
+            if _ENDS_BY_ATEXIT:
+                atexit._run_exitfuncs()
             os._exit(code)
 
     def _work(self, birth: _Birth, channel: socket.socket) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import pty
@@ -11,7 +12,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Iterator
-from multiprocessing import active_children
+from multiprocessing import active_children, util
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,12 @@ def take_and_die(lock: Lock, ring: Ring) -> None:
 def raise_it() -> None:
     """Raise."""
     raise KeyError("last words")
+
+
+def register(ring: Ring) -> None:
+    """Leave what is to be called at the end."""
+    util.Finalize(None, ring.put, (b"finalizer",), exitpriority=1)
+    atexit.register(ring.put, b"at exit")
 
 
 @pytest.fixture
@@ -103,6 +110,17 @@ def _late() -> type:
     made = type(name, (), {"__module__": __name__})
     globals()[name] = made
     return made
+
+
+def test_a_worker_ends_as_a_process_of_multiprocessing(zygote: Zygote) -> None:
+    """Its finalizers are called; and what is registered for its exit, where other children do so."""
+    ring = Ring()
+    worker = ZygoteProcess(zygote, register, (ring,))
+    worker.start()
+    worker.join()
+
+    assert ring.get_many() == ([b"at exit"] if sys.version_info >= (3, 13) else []) + [b"finalizer"]
+    worker.close()
 
 
 def test_what_a_dead_worker_held_comes_back(zygote: Zygote) -> None:
@@ -259,7 +277,7 @@ def test_a_ctrl_c_at_a_terminal_ends_the_program_with_one_traceback(tmp_path: Pa
     program.write_text(PROGRAM.format(begin="begin()"))
     pid, terminal = pty.fork()
     if pid == 0:
-        os.execv(sys.executable, [sys.executable, str(program)])
+        os.execve(sys.executable, [sys.executable, str(program)], {**os.environ, "NO_COLOR": "1"})
     said = b""
     while said.count(b"\n") < 2:
         said += os.read(terminal, 1 << 12)
