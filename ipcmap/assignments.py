@@ -273,12 +273,15 @@ class Assignments:
                 self.wake()
                 return
             self.changing = True
-            for seat in self.seats.values():
-                self.queue.extend(self._withdraw(seat))
-            for task in list(self.queue):
-                self.end_task(task, CancelledError())
-            self.queue.clear()
+            self._end_all_that_wait()
             self.changing = False
+
+    def _end_all_that_wait(self) -> None:
+        for seat in self.seats.values():
+            self.queue.extend(self._withdraw(seat))
+        for task in list(self.queue):
+            self.end_task(task, CancelledError())
+        self.queue.clear()
 
     def drop_call(self, call: MapCall) -> None:
         """Give up the items of a call that no worker has begun: nobody asks for them any more."""
@@ -289,18 +292,21 @@ class Assignments:
                 self._given_up.append(call)
                 self.wake()
                 return
-            mine = [task for task in list(self.tasks.values()) if task.owner is call]
-            if not mine:
-                return
-            self.changing = True
-            for seat in self.seats.values():
-                if any(task.owner is call for task in seat.held.values()):
-                    self.queue.extendleft(reversed(self._withdraw(seat)))
-            for task in mine:
-                if task.seat is None:
-                    self.tasks.pop(task.number, None)
-            self.feed()
-            self.changing = False
+            self._drop_all_of(call)
+
+    def _drop_all_of(self, call: MapCall) -> None:
+        mine = [task for task in list(self.tasks.values()) if task.owner is call]
+        if not mine:
+            return
+        self.changing = True
+        for seat in self.seats.values():
+            if any(task.owner is call for task in seat.held.values()):
+                self.queue.extendleft(reversed(self._withdraw(seat)))
+        for task in mine:
+            if task.seat is None:
+                self.tasks.pop(task.number, None)
+        self.feed()
+        self.changing = False
 
     def break_down(self, reason: str, cause: BaseException | None) -> None:
         """Be of no use any more: every task fails. With the lock."""

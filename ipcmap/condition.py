@@ -161,12 +161,14 @@ class Condition(InRoom):
 
     def _take_lock(self, levels: int) -> None:
         try:
-            while self._lock._core.levels() < levels:
-                self._lock.acquire()
+            self._acquire(levels)
         except BaseException:
-            while self._lock._core.levels() < levels:
-                self._lock.acquire()
+            self._acquire(levels)
             raise
+
+    def _acquire(self, levels: int) -> None:
+        while self._lock._core.levels() < levels:
+            self._lock.acquire()
 
     def wait_for(self, predicate: Callable[[], Result], timeout: float | None = None) -> Result:
         """Wait until ``predicate()`` is true; it is called with the lock taken.

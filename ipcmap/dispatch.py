@@ -107,8 +107,7 @@ class Dispatcher(Answers):
             self.timed |= timed
             if not self.tasks:
                 self._moved = time.monotonic()
-            for task in tasks:
-                self.tasks[task.number] = task
+            self._list(tasks)
             self.queue.extend(tasks)
             if not interrupts:
                 self.feed()
@@ -117,6 +116,10 @@ class Dispatcher(Answers):
             self.wake()
         if self.lacks_workers:
             manager.await_workers()
+
+    def _list(self, tasks: Sequence[Task]) -> None:
+        for task in tasks:
+            self.tasks[task.number] = task
 
     def staff(self) -> None:
         """Fork all workers, now and whenever one has ended.

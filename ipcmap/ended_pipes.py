@@ -65,18 +65,22 @@ class EndedPipes:
             return False
         count = len(self._known)
         try:
-            while True:
-                self._look_at = len(self._known)
-                self._look(listed_sockets(), network())
-                gone = [known.gone_since for known in self._known if known.gone_since is not None]
-                if len(self._known) < self._look_at or not gone:
-                    return len(self._known) < count
-                time.sleep(max(0.0, min(gone) + self._REST - time.monotonic()))
+            self._look_until_sure()
+            return len(self._known) < count
         except OSError:
             return False
         finally:
             self._look_at = len(self._known) + self._EVERY
             self._lock.release()
+
+    def _look_until_sure(self) -> None:
+        while True:
+            self._look_at = len(self._known)
+            self._look(listed_sockets(), network())
+            gone = [known.gone_since for known in self._known if known.gone_since is not None]
+            if len(self._known) < self._look_at or not gone:
+                return
+            time.sleep(max(0.0, min(gone) + self._REST - time.monotonic()))
 
     def _look(self, listed: set[int], network: int) -> None:
         left, now = [], time.monotonic()

@@ -19,6 +19,7 @@ from ipcmap.executor_statistics import ExecutorStatistics
 from ipcmap.messages import KEYWORDS, RETURNED_END, TAIL, dump, joined
 from ipcmap.progress import progress_bar
 from ipcmap.ring import Ring
+from ipcmap.seats import Seat
 from ipcmap.tasks import MapCall, Owner, Task, TaskFuture, outcome
 from ipcmap.worker import Blueprint, Cells
 
@@ -259,21 +260,26 @@ class ProcessPoolExecutor(Executor):
     def _results(
         self, call: MapCall, tasks: Iterator[Task | None], count: int, deadline: Deadline
     ) -> Iterator[Any]:
-        answers, load, index = call.answers, self._dispatcher.load, 0
         try:
-            while index < count:
-                answer = answers.pop(index, None) or call.wait(index, deadline)
-                for task in tasks:
-                    self._add([task])
-                    count += 1
-                    break
-                index += 1
-                if type(answer) is bytes and answer.endswith(RETURNED_END):
-                    yield load(answer)
-                else:
-                    yield _value(answer)
+            yield from self._taken(call, tasks, count, deadline)
         finally:
             self._dispatcher.drop_call(call)
+
+    def _taken(
+        self, call: MapCall, tasks: Iterator[Task | None], count: int, deadline: Deadline
+    ) -> Iterator[Any]:
+        answers, load, index = call.answers, self._dispatcher.load, 0
+        while index < count:
+            answer = answers.pop(index, None) or call.wait(index, deadline)
+            for task in tasks:
+                self._add([task])
+                count += 1
+                break
+            index += 1
+            if type(answer) is bytes and answer.endswith(RETURNED_END):
+                yield load(answer)
+            else:
+                yield _value(answer)
 
     def statistics(self) -> ExecutorStatistics:
         """Say what there is to do, and what each worker does and has done.
@@ -379,11 +385,15 @@ class ProcessPoolExecutor(Executor):
         ):  # they are the parent's, and the lock may be taken for good
             return {}
         with self._dispatcher.lock:
-            return {seat.process.pid or 0: seat.process for seat in self._dispatcher.seats.values()}
+            return _by_pid(self._dispatcher.seats.values())
 
     @property
     def _broken(self) -> str | bool:
         return self._dispatcher.broken or False
+
+
+def _by_pid(seats: Iterable[Seat]) -> dict[int, Any]:
+    return {seat.process.pid or 0: seat.process for seat in seats}
 
 
 class _Keeper:

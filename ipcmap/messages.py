@@ -24,6 +24,7 @@ from concurrent.futures.process import _ExceptionWithTraceback, _RemoteTraceback
 from typing import Any, Final
 
 from ipcmap.codec import PickleCodec
+from ipcmap.objects import fill
 
 __all__ = [
     "CHECKED",
@@ -178,7 +179,4 @@ def put(ring: Any, body: bytes | Sequence[bytes | memoryview], tail: bytes) -> N
         ring.put(body + tail)
         return
     with ring.claim(sum(map(len, body)) + len(tail)) as view:
-        begin = 0
-        for part in (*body, tail):
-            view[begin : begin + len(part)] = part
-            begin += len(part)
+        fill(view, (*body, tail))

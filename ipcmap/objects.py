@@ -7,7 +7,7 @@ import os
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, Generic, Protocol, SupportsIndex, TypeVar, runtime_checkable
 
@@ -17,7 +17,7 @@ from ipcmap.codec import PickleCodec, find_codec
 from ipcmap.queue_ends import NoLock, ReadingEnd, WritingEnd
 from ipcmap.ring import Ring
 
-__all__ = ["Hands", "Objects", "ShutDown", "SimpleQueue", "joined", "restored"]
+__all__ = ["Hands", "Objects", "ShutDown", "SimpleQueue", "fill", "joined", "restored"]
 
 T = TypeVar("T")
 
@@ -254,10 +254,15 @@ def _put_record(
         ring.put(record, timeout)
         return
     with ring.claim(sum(map(len, record)), timeout) as view:
-        begin = 0
-        for part in record:
-            view[begin : begin + len(part)] = part
-            begin += len(part)
+        fill(view, record)
+
+
+def fill(view: memoryview, parts: Iterable[bytes | memoryview]) -> None:
+    """Copy the parts of a record into it, one behind the other."""
+    begin = 0
+    for part in parts:
+        view[begin : begin + len(part)] = part
+        begin += len(part)
 
 
 def restored(cls: type[Objects[Any]], state: dict[str, Any]) -> Objects[Any]:

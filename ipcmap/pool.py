@@ -24,7 +24,7 @@ from ipcmap.executor import ProcessPoolExecutor
 from ipcmap.messages import dump_plainly
 from ipcmap.pool_results import AsyncResult, MapResult
 from ipcmap.pool_streams import IMapIterator, Stream, UnorderedStream, feed
-from ipcmap.tasks import Condition
+from ipcmap.tasks import Condition, Task
 
 __all__ = ["Pool"]
 
@@ -237,9 +237,7 @@ class Pool(standard.Pool):
             with self._changed:
                 self._check_running()
                 self._givers[result] = threading.get_ident()
-            while batch := list(itertools.islice(tasks, _AT_ONCE)):
-                executor._add(batch)
-                dispatcher.collect()
+            self._give(tasks)
         finally:
             self._givers.pop(result, None)  # in one step, whatever a signal handler raises
             self._say_who_left()
@@ -249,6 +247,11 @@ class Pool(standard.Pool):
                 calls.notify()
             dispatcher.wake()
         return result
+
+    def _give(self, tasks: Iterator[Task | None]) -> None:
+        while batch := list(itertools.islice(tasks, _AT_ONCE)):
+            self._executor._add(batch)
+            self._dispatcher.collect()
 
     # One by one
 
@@ -385,14 +388,17 @@ class Pool(standard.Pool):
         if self._state == _RUN:
             raise ValueError(f"pool is still running: {self!r}; close() or terminate() it first")
         with self._changed:
-            while (self._feeders or self._givers) and self._state == _CLOSE:
-                if threading.get_ident() in self._givers.values():
-                    raise BusyError(
-                        "a signal handler cannot wait for a pool whose map it has interrupted: "
-                        f"pid={os.getpid()}; return from the handler first"
-                    )
-                self._changed.wait(_SLICE)
+            self._wait_until_all_is_given()
         self._executor.shutdown(wait=True)
+
+    def _wait_until_all_is_given(self) -> None:
+        while (self._feeders or self._givers) and self._state == _CLOSE:
+            if threading.get_ident() in self._givers.values():
+                raise BusyError(
+                    "a signal handler cannot wait for a pool whose map it has interrupted: "
+                    f"pid={os.getpid()}; return from the handler first"
+                )
+            self._changed.wait(_SLICE)
 
     def __del__(self) -> None:
         """Warn of a pool that nobody has ended; its workers end with it."""

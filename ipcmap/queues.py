@@ -429,12 +429,15 @@ class JoinableQueue(Queue[T]):
         """Wait until everything that was put was taken, and done with."""
         with self._finished:
             try:
-                unfinished = self._ring._unfinished(1)
-                while unfinished:
-                    self._finished.wait(_SLICE)
-                    unfinished = self._ring._unfinished()
+                self._wait_until_finished()
             finally:
                 self._ring._unfinished(-1)
+
+    def _wait_until_finished(self) -> None:
+        unfinished = self._ring._unfinished(1)
+        while unfinished:
+            self._finished.wait(_SLICE)
+            unfinished = self._ring._unfinished()
 
     def _tell(self) -> None:
         with self._finished:

@@ -202,8 +202,11 @@ class Supervisor:
             OSError: The kernel has no room for another process, or no descriptor.
         """
         with StopSignals(self._signalled), self:
-            while self.attend():
-                pass
+            self._attend_until_the_end()
+
+    def _attend_until_the_end(self) -> None:
+        while self.attend():
+            pass
 
     def __enter__(self) -> Self:
         """Start the workers, to be seen to with :meth:`attend`; the end of the block stops them."""
@@ -214,13 +217,16 @@ class Supervisor:
         self._owner = os.getpid()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         try:
-            self._flag = StopFlag(len(self._places))
-            for place in self._places:
-                place.start(self._flag)
+            self._start_all()
         except BaseException:
             self._end(quietly=True)
             raise
         return self
+
+    def _start_all(self) -> None:
+        self._flag = StopFlag(len(self._places))
+        for place in self._places:
+            place.start(self._flag)
 
     def __exit__(
         self,
@@ -268,11 +274,7 @@ class Supervisor:
         deadline = Deadline(timeout)
         self._attending = True
         try:
-            while self._running() and not self._stop_asked:
-                left = deadline.remaining()
-                self._see_to(self._wait(left))
-                if not left:
-                    break
+            self._see_to_all(deadline)
             if self._stop_asked:
                 self._stop_all()
         except Exception:
@@ -282,6 +284,13 @@ class Supervisor:
         finally:
             self._attending = False
         return bool(self._running())
+
+    def _see_to_all(self, deadline: Deadline) -> None:
+        while self._running() and not self._stop_asked:
+            left = deadline.remaining()
+            self._see_to(self._wait(left))
+            if not left:
+                break
 
     def stop(self) -> None:
         """Ask for the end; :meth:`run` or :meth:`attend` stops all workers, and returns.

@@ -173,13 +173,16 @@ class Workforce:
         """Send every worker a signal that ends it."""
         with self._assigned.lock:
             self._killed = True
-            for seat in self._seats.values():
-                seat.condemned = True
-                if kill:
-                    seat.process.kill()
-                else:
-                    seat.terminate()
+            self._signal_all(kill=kill)
             self.grace = None if kill else Deadline(_GRACE)
+
+    def _signal_all(self, *, kill: bool) -> None:
+        for seat in self._seats.values():
+            seat.condemned = True
+            if kill:
+                seat.process.kill()
+            else:
+                seat.terminate()
 
     def kill_who_stayed(self) -> None:
         """Kill whom SIGTERM has not ended in time."""

@@ -121,13 +121,11 @@ class Zygote:
             )
         with self._lock:
             self._count += 1
-            number, pid = OF_A_SPARE, 0
             try:
                 if self._pidfd < 0:  # whoever shares it has found it dead
                     raise BrokenPipeError
                 self._socket.sendall(struct.pack("<Q", self._count) + request)
-                while number != self._count:
-                    number, pid = self._hear()
+                pid = self._answer_to(self._count)
             except (ConnectionError, struct.error):
                 raise BrokenPipeError(f"zygote is dead: pid={self.pid}; make another") from None
             self._spares.pop(pid, None)
@@ -140,6 +138,12 @@ class Zygote:
             )
         if pid < 0:
             raise OSError(-pid, os.strerror(-pid))
+        return pid
+
+    def _answer_to(self, count: int) -> int:
+        number, pid = OF_A_SPARE, 0
+        while number != count:
+            number, pid = self._hear()
         return pid
 
     def _hear(self) -> tuple[int, int]:

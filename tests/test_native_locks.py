@@ -318,15 +318,18 @@ def test_with_gives_back_whatever_a_handler_raises(
             with guard:
                 pass
 
+    def take_and_give() -> None:  # a function: test_interruptible.py says why
+        while armed:
+            with guard:
+                pass
+
     handler(interrupt)
     rival = fork(compete)
     for _ in range(2000):
         try:
             armed.append(True)
             signal.setitimer(signal.ITIMER_REAL, chance.uniform(1e-6, 1e-4))
-            while armed:
-                with guard:
-                    pass
+            take_and_give()
         except Raised:
             raised += 1
             holders = [holding.holder for holding in guard._core.holdings()]

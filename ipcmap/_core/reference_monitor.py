@@ -272,26 +272,28 @@ class Monitor:
     def _wait(self, me: int, note: Note, deadline: Deadline) -> bool:
         if self._spin(deadline) and inside(self._section, deadline, self._attempt, me, note):
             return True
-        longest = FIRST_SLICE
-        stall = Stall()
         try:
-            # P1 announce and P2 re-check, the first time; P4 woken, from then on
-            while not inside(self._section, deadline, self._visit, me, note):
-                seconds = deadline.slice(longest)
-                if seconds and parking.sleep(self._parking, seconds):  # P3 sleep
-                    longest = FIRST_SLICE
-                    continue
-                longest = min(2 * longest, LONGEST_SLICE)
-                settled = self.settle(deadline, me)
-                if not settled and stall.is_due():
-                    stall.report(self.name, self.holdings(), self._family)
-                if not settled and not deadline.remaining():
-                    return False
-            return True
+            return self._sleep(me, note, deadline)
         finally:
             if note[SLEEPS]:
                 self._leave(note)
             self._wake_next()  # the token may have been ours, and there may be more to take
+
+    def _sleep(self, me: int, note: Note, deadline: Deadline) -> bool:
+        longest, stall = FIRST_SLICE, Stall()
+        # P1 announce and P2 re-check, the first time; P4 woken, from then on
+        while not inside(self._section, deadline, self._visit, me, note):
+            seconds = deadline.slice(longest)
+            if seconds and parking.sleep(self._parking, seconds):  # P3 sleep
+                longest = FIRST_SLICE
+                continue
+            longest = min(2 * longest, LONGEST_SLICE)
+            settled = self.settle(deadline, me)
+            if not settled and stall.is_due():
+                stall.report(self.name, self.holdings(), self._family)
+            if not settled and not deadline.remaining():
+                return False
+        return True
 
     def _visit(self, me: int, note: Note) -> bool:
         """Take it or be a sleeper, in the section."""

@@ -53,17 +53,22 @@ class Line:
                         self._run = 0
                         await asyncio.sleep(0)
                     turn.set_result(None)
-            while True:
-                await turn
-                try:
-                    return attempt(self._watch.listener())
-                except nothing:
-                    turn = self._waiting[me] = self.loop.create_future()
-                    self._watch.watch(self._ready)
+            return await self._try_in_turn(me, turn, attempt, nothing)
         finally:
             # Before any call, in which a signal handler may raise: who is gone must not stay first.
             del self._waiting[me]
             self._leave()
+
+    async def _try_in_turn(
+        self, me: object, turn: Turn, attempt: Callable[[Any], T], nothing: type[Exception]
+    ) -> T:
+        while True:
+            await turn
+            try:
+                return attempt(self._watch.listener())
+            except nothing:
+                turn = self._waiting[me] = self.loop.create_future()
+                self._watch.watch(self._ready)
 
     def _ready(self) -> None:
         if self._waiting:

@@ -123,15 +123,24 @@ class ClusterExecutor(Executor):
         deadline: Deadline,
     ) -> Iterator[Any]:
         try:
-            while futures:
-                left = deadline.remaining()
-                value = futures[0].result(None if math.isinf(left) else left)
-                futures.popleft()
-                futures.extend(self.submit(call, *args) for args in itertools.islice(items, 1))
-                yield value
+            yield from self._taken(call, items, futures, deadline)
         finally:
             for future in futures:
                 future.cancel()
+
+    def _taken(
+        self,
+        call: Callable[..., Any],
+        items: Iterator[tuple[Any, ...]],
+        futures: deque[Future[Any]],
+        deadline: Deadline,
+    ) -> Iterator[Any]:
+        while futures:
+            left = deadline.remaining()
+            value = futures[0].result(None if math.isinf(left) else left)
+            futures.popleft()
+            futures.extend(self.submit(call, *args) for args in itertools.islice(items, 1))
+            yield value
 
     def with_options(
         self, *, timeout: float | None = None, retries: int | None = None
