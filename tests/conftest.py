@@ -8,6 +8,7 @@ import importlib
 import importlib.util
 import math
 import os
+import signal
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
@@ -18,6 +19,9 @@ from ipcmap._core import liveness, processors, reference_monitor, reference_room
 
 # Programs that tests start take the installed package, and not what lies in their folder.
 os.environ["PYTHONSAFEPATH"] = "1"
+# A job in the background begins with it ignored, and what waits for a Ctrl-C would wait for ever.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 pytest_plugins = [
     "pytester",
