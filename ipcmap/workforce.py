@@ -33,7 +33,7 @@ from ipcmap.zygote import Zygote, ZygoteProcess, zygote_for
 __all__ = ["Workforce"]
 
 _log = logging.getLogger("ipcmap")
-_STILLBORN = 3  # workers in a row, at least, that died before they were ready
+_STILLBORN = 3  # workers in a row, at least, that died before they were ready; or zygotes
 _GRACE = 5.0  # seconds for a worker to end of SIGTERM
 _LOOK = 0.1  # seconds between two looks whether that is over
 
@@ -84,6 +84,7 @@ class Workforce:
     def _forked(self, seat: Seat) -> ZygoteProcess:
         work, args = self._blueprint.work, (seat.index, seat.ring)
         name = f"ipcmap: worker {seat.index}"
+        dead = 0
         while True:
             zygote = self._zygote = self._zygote or Zygote(work)
             try:
@@ -91,9 +92,12 @@ class Workforce:
                 process.start()
                 return process
             except BrokenPipeError:
-                _log.warning("zygote of an executor died: pid %d; another is forked", zygote.pid)
                 zygote.close()
                 self._zygote = None
+                dead += 1
+                if dead == _STILLBORN:
+                    raise
+                _log.warning("zygote of an executor died: pid %d; another is forked", zygote.pid)
 
     # Workers die
 

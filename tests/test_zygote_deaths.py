@@ -160,6 +160,21 @@ def test_a_zygote_all_of_whose_children_die_says_so(
         executor.submit(work.same, 1).result()
 
 
+def test_an_executor_all_of_whose_zygotes_die_says_so(
+    home: Household, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After some, which are reaped."""
+    monkeypatch.setattr(ZygoteServer, "_serve", lambda self: os._exit(7))
+
+    with (
+        ProcessPoolExecutor(1) as executor,
+        pytest.raises(Exception, match=r"no worker can be forked.*zygote is dead"),
+    ):
+        executor.submit(work.same, 1).result()
+
+    assert not home.children()
+
+
 PROGRAM = """
 from ipcmap.zygote import Zygote
 import os, signal
