@@ -277,10 +277,15 @@ class _ZygotePopen(_Popen):
             raise
         self._take_pidfd()
         if not self._by_pidfd:
-            os.kill(self.pid, signal.SIGKILL)
-            os.waitpid(self.pid, 0)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(self.pid, 0)
             self._last_words.take()
-            raise OSError("the kernel has no pidfd, without which a zygote's worker is not watched")
+            raise OSError(
+                f"worker cannot be watched: pid={self.pid}; it has ended and somebody else has "
+                "reaped it, or no pidfd can be had"
+            )
 
 
 _early: list[Zygote] = []

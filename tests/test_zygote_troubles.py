@@ -19,8 +19,8 @@ import pytest
 
 import executors as work
 from households import Household, runs, waits
+from ipcmap import default_arena, zygote_server
 from ipcmap import zygote as zygote_module
-from ipcmap import zygote_server
 from ipcmap._core import liveness
 from ipcmap.errors import BusyError
 from ipcmap.zygote import Zygote, ZygoteProcess
@@ -121,6 +121,27 @@ def test_a_spare_is_reaped_where_there_is_no_room_for_a_descriptor(home: Househo
     with no_descriptors():
         zygote.close()
     assert not home.children()
+
+
+def test_a_worker_that_somebody_else_reaps_at_once_leaves_nothing(
+    home: Household, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No block either, in which it would have told of its end."""
+    take = zygote_module._ZygotePopen._take_pidfd
+
+    def be_late(self: zygote_module._ZygotePopen) -> None:
+        os.kill(self.pid, signal.SIGKILL)
+        os.waitpid(self.pid, 0)
+        take(self)
+
+    monkeypatch.setattr(zygote_module._ZygotePopen, "_take_pidfd", be_late)
+    zygote = home.zygote()
+    before = default_arena().statistics().blocks
+
+    with pytest.raises(OSError, match="somebody else has reaped it"):
+        ZygoteProcess(zygote, signal.pause).start()
+
+    assert default_arena().statistics().blocks == before
 
 
 def test_a_zygote_takes_the_room_of_what_it_needs_to_begin(home: Household) -> None:
