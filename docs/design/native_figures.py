@@ -1,4 +1,4 @@
-"""Print the figures of note 0006, and for note 0007 those of two builds side by side.
+"""Print the figures of note 0006, of a worker's start in 0010, and for note 0007 those of two builds.
 
     python docs/design/native_figures.py [ROW...]
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import queue
+import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ from typing import Any
 
 import ipcmap
 from ipcmap import Arena, Mapping, Process, Ring
+from ipcmap.zygote import Zygote, ZygoteProcess
 
 SECONDS = 2.0  # for each figure
 RECORD = b"x" * 64
@@ -201,6 +203,27 @@ def contention(processes: int) -> Iterator[str]:
         yield f"{rate / 1e6:7.2f} million a second: {who}"
 
 
+def start(pause: float) -> Iterator[str]:
+    """Have a zygote start workers, so many seconds after the last one's end."""
+    ring = Ring()
+    zygote = Zygote(lambda: ring.put(b"%d" % time.perf_counter_ns()))
+    returned, ran = [], []
+    for _ in range(200):
+        time.sleep(pause)
+        worker = ZygoteProcess(zygote, ring.put)
+        begin = time.perf_counter_ns()
+        worker.start()
+        returned.append(time.perf_counter_ns() - begin)
+        ran.append(int(ring.get()) - begin)
+        worker.join()
+        worker.let_go()
+    zygote.close()
+    yield (
+        f"function after {statistics.median(ran) / 1e6:.2f} ms, "
+        f"start() returns after {statistics.median(returned) / 1e6:.2f} ms, medians"
+    )
+
+
 ROWS: dict[str, Callable[[], Iterator[str]]] = {
     "alone": lambda: alone(RECORD),
     "pair": lambda: pair(RECORD),
@@ -211,6 +234,8 @@ ROWS: dict[str, Callable[[], Iterator[str]]] = {
     "stream, 8 producers": lambda: stream(8, batch=False),
     "round trip": round_trip,
     "idle": idle,
+    "start": lambda: start(0.02),
+    "start, at once": lambda: start(0.0),
     "Lock": lambda: guard("Lock"),
     "RLock": lambda: guard("RLock"),
     "Semaphore": lambda: guard("Semaphore", 3),
