@@ -232,7 +232,7 @@ class ProcessPoolExecutor(Executor):
             self._add(batch)
             self._dispatcher.collect()
             count += len(batch)
-        results = self._results(call, tasks, count, deadline)
+        results = self._until_given_up(call, self._taken(call, tasks, count, deadline))
         if bar is not None:
             results = bar(results, count if buffersize is None else None)
         return itertools.chain.from_iterable(results) if chunksize > 1 else results
@@ -257,11 +257,9 @@ class ProcessPoolExecutor(Executor):
         known = [task for task in tasks if task is not None]
         self._dispatcher.add(known, timed=self._timeout is not None)
 
-    def _results(
-        self, call: MapCall, tasks: Iterator[Task | None], count: int, deadline: Deadline
-    ) -> Iterator[Any]:
+    def _until_given_up(self, call: MapCall, results: Iterator[Any]) -> Iterator[Any]:
         try:
-            yield from self._taken(call, tasks, count, deadline)
+            yield from results
         finally:
             self._dispatcher.drop_call(call)
 
@@ -380,9 +378,8 @@ class ProcessPoolExecutor(Executor):
     @property
     def _processes(self) -> dict[int, Any]:
         """The workers by pid, as the standard executor has them."""
-        if (
-            not self._dispatcher.is_ours
-        ):  # they are the parent's, and the lock may be taken for good
+        # In a child they are the parent's, and the lock may be taken for good.
+        if not self._dispatcher.is_ours:
             return {}
         with self._dispatcher.lock:
             return _by_pid(self._dispatcher.seats.values())

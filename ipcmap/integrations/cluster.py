@@ -110,23 +110,10 @@ class ClusterExecutor(Executor):
         if chunksize > 1:
             items, call = zip(itertools.repeat(fn), chunks_of(items, chunksize)), do_chunk
         futures = deque(self.submit(call, *args) for args in itertools.islice(items, buffersize))
-        results = self._results(call, items, futures, deadline)
+        results = _until_given_up(self._taken(call, items, futures, deadline), futures)
         if bar is not None:
             results = bar(results, len(futures) if buffersize is None else None)
         return itertools.chain.from_iterable(results) if chunksize > 1 else results
-
-    def _results(
-        self,
-        call: Callable[..., Any],
-        items: Iterator[tuple[Any, ...]],
-        futures: deque[Future[Any]],
-        deadline: Deadline,
-    ) -> Iterator[Any]:
-        try:
-            yield from self._taken(call, items, futures, deadline)
-        finally:
-            for future in futures:
-                future.cancel()
 
     def _taken(
         self,
@@ -210,3 +197,11 @@ class ClusterExecutor(Executor):
         state = "shut down" if self._closed else "open"
         address = getattr(getattr(self._client, "scheduler", None), "address", "unknown")
         return f"<ipcmap.cluster_executor on {address}: {state}>"
+
+
+def _until_given_up(results: Iterator[Any], futures: deque[Future[Any]]) -> Iterator[Any]:
+    try:
+        yield from results
+    finally:
+        for future in futures:
+            future.cancel()
