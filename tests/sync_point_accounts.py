@@ -47,11 +47,11 @@ UNCOUNTED = {
 # From here on the record of a put is in the ring; before it, and inside, it is not.
 COMMITTED = {
     f"R1 publish in {function}, after"
-    for function in ("ring_put", "ring_put_many", "ring_put_block")
+    for function in ("ring_append", "ring_put_many", "ring_put_block")
 }
 NOT_COMMITTED = {
     f"{step} in {function}, {moment}"
-    for function in ("ring_put", "ring_put_many", "ring_put_block")
+    for function in ("ring_append", "ring_put_many", "ring_put_block")
     for step, moment in [
         ("position", "before"),
         ("position", "after"),
@@ -72,7 +72,7 @@ NOT_COMMITTED = {
 }
 NOT_TAKEN = {
     f"{step} in {function}, {moment}"
-    for function in ("ring_get", "ring_get_many")
+    for function in ("ring_consume", "ring_get", "ring_get_many")
     for step, moment in [
         ("R0 copy", "before"),
         ("R0 copy", "amid"),

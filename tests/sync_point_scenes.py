@@ -177,7 +177,9 @@ def _own(stage: Stage) -> str:
 def _inside(stage: Stage, call: str) -> str:
     """Return the last point in its section at which a call has changed nothing yet."""
     step = "R1 publish" if call == "put" else "R2 consume"
-    return f"{step} in ring_{call}{'_block' if stage.large else ''}, before"
+    if stage.large:
+        return f"{step} in ring_{call}_block, before"
+    return f"{step} in {'ring_append' if call == 'put' else 'ring_consume'}, before"
 
 
 def _prepare(stage: Stage) -> None:

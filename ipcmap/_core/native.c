@@ -151,6 +151,11 @@ static PyObject *bind(PyObject *module, PyObject *args, PyObject *kwargs)
                                      &methods[8], &methods[9], &PyTuple_Type, &errors))
         return NULL;
     Py_ssize_t offset = native_bound.type ? -1 : native_find_slot(type, slot);
+    PyObject *record = PyBytes_FromStringAndSize(NULL, 1);
+    if (!record)
+        return NULL;
+    Py_ssize_t bytes_offset = PyBytes_AsString(record) - (char *)record;
+    Py_DECREF(record);
     if (offset < 0) {
         if (!PyErr_Occurred())
             PyErr_SetString(PyExc_ValueError, "a class is bound once, with a slot of its own, its only one");
@@ -159,6 +164,7 @@ static PyObject *bind(PyObject *module, PyObject *args, PyObject *kwargs)
     native_bound = (struct native_bound){
         .type = (PyTypeObject *)Py_NewRef(type),
         .core_offset = offset,
+        .bytes_offset = bytes_offset,
         .put = Py_NewRef(methods[0]),
         .get = Py_NewRef(methods[1]),
         .put_many = Py_NewRef(methods[2]),

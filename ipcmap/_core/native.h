@@ -3,7 +3,8 @@
  *   native_allocator.c, native_cells.c   the cells of an arena, with headers of their own
  *   native_atomics.c   words that are changed in one step
  *   native_section.c   sections: robust mutexes, and what to do when one is not free
- *   native_ring.c      attempts to put and to get, made in a section, by one thread
+ *   native_ring.c      attempts to put and to get, made in a section, by one thread; the
+ *                      usual ones of one record are in native_ring.h
  *   native_parking.c   waiting: spin, yield, park
  *   native_call.c      put, get, put_many, get_many as Python calls them,
  *                      with native_put.c, native_get.c and native_blocks.c

@@ -113,7 +113,7 @@ verdict_t put_large(PyObject *self, core_t *core, const unsigned char *data, uin
     for (;;) {
         outcome = try_to(core, PUT_BLOCK, &attempt);
         if (LIKELY(outcome == DONE))
-            return call_listeners(self, PUT_BLOCK, &attempt) ? GO_ON : FAILED;
+            return call_listeners(self, PUT_BLOCK, attempt.sleepers) ? GO_ON : FAILED;
         verdict_t verdict = GIVE_UP;
         if (outcome == NOTHING) {
             verdict = wait_for_other(self, core, &core->ring.producers, &attempt.seen, deadline, &waiting);
@@ -189,7 +189,7 @@ verdict_t get_large(PyObject *self, core_t *core, uint64_t pos, uint64_t seen, P
         else
             raise_damaged(nbytes, most + BLOCK_HEADER);
     }
-    if (!free_block(core, &block) || (*record && !call_listeners(self, GET_BLOCK, &attempt))) {
+    if (!free_block(core, &block) || (*record && !call_listeners(self, GET_BLOCK, attempt.sleepers))) {
         if (*record)
             return_all(self, Py_BuildValue("(O)", *record));
         Py_CLEAR(*record);

@@ -1,10 +1,12 @@
 /* native_call.h -- a call of Ring.put, get, put_many or get_many: attempts, and waits between.
  *
  * A call makes attempts (native_ring.c) in its side's section and waits between them
- * (native_parking.c) as Ring promises. Whatever is unusual is left to the method of
- * the same name that the reference engine has, called outside of any section: other
- * arguments than these understand, errors, the end, a block in a batch, a returned
- * lease, damage, a section that is not to be had for long, the end of the timeout.
+ * (native_parking.c) as Ring promises. A put or get of one record first makes one at once
+ * (native_ring.h), by what is known of the other side already: most come to no more.
+ * Whatever is unusual is left to the method of the same name that the reference engine
+ * has, called outside of any section: other arguments than these understand, errors, the
+ * end, a block in a batch, a returned lease, damage, a section that is not to be had for
+ * long, the end of the timeout.
  *
  * Signal handlers run between attempts, with no section held and no sleeper counted;
  * who had slept then wakes the next (P4), for the token may have been theirs. */
@@ -12,6 +14,7 @@
 #define IPCMAP_NATIVE_CALL_H
 
 #include "native_core.h"
+#include "native_ring.h"
 
 static const int64_t LOCK_SLICE = 20000000; /* nanoseconds in which a section is to be had */
 static const int64_t FOR_EVER = INT64_MAX;
@@ -27,15 +30,24 @@ PyObject *timeout_left(int64_t deadline);
 PyObject *as_called(PyObject *method, PyObject *self, PyObject *const *args, Py_ssize_t nargs,
                     PyObject *kwnames);
 
+/* Return the core of a handle, for as long as nothing calls Python or lets go of the GIL. */
+static inline core_t *borrow_core(PyObject *self)
+{
+    if (LIKELY(Py_IS_TYPE(self, native_bound.type)) ||
+        (native_bound.type && PyType_IsSubtype(Py_TYPE(self), native_bound.type))) {
+        PyObject *core = *(PyObject **)((char *)self + native_bound.core_offset);
+        if (LIKELY(core && Py_TYPE(core) == native_core_type))
+            return (core_t *)core;
+    }
+    return no_core(self);
+}
+
 /* Return the core of a handle, as a new reference. */
 static inline core_t *core_of(PyObject *self)
 {
-    if (LIKELY(native_bound.type && PyObject_TypeCheck(self, native_bound.type))) {
-        PyObject *core = *(PyObject **)((char *)self + native_bound.core_offset);
-        if (LIKELY(core && Py_TYPE(core) == native_core_type))
-            return (core_t *)Py_NewRef(core);
-    }
-    return no_core(self);
+    core_t *core = borrow_core(self);
+    Py_XINCREF((PyObject *)core);
+    return core;
 }
 
 /* Sort up to two arguments by place or name; false = something for the reference engine. */
@@ -135,14 +147,25 @@ try_to(core_t *core, what_t what, attempt_t *attempt)
 
 /* Call the listeners of the other side, if they were armed when the attempt was made; false
  * = an error, of a signal handler. */
-static inline bool call_listeners(PyObject *self, what_t what, const attempt_t *attempt)
+static inline bool call_listeners(PyObject *self, what_t what, uint64_t sleepers)
 {
-    if (LIKELY(attempt->sleepers <= SLEEPING))
+    if (LIKELY(sleepers <= SLEEPING))
         return true;
     PyObject *puts = what <= PUT_BLOCK ? Py_True : Py_False;
     PyObject *nothing = PyObject_CallFunctionObjArgs(native_bound.call, self, puts, NULL); /* W3 call */
     Py_XDECREF(nothing);
     return nothing;
+}
+
+/* After an attempt that was made at once: wake a sleeper of the other side, and call_listeners. */
+static inline bool tell_others(PyObject *self, const core_t *core, what_t what, uint64_t sleepers)
+{
+    const side_t *other = what <= PUT_BLOCK ? &core->ring.consumers : &core->ring.producers;
+    if (LIKELY(!sleepers))
+        return true;
+    if (sleepers & SLEEPING)
+        parking_wake(other->shm_parking); /* P6 post */
+    return call_listeners(self, what, sleepers);
 }
 
 void return_all(PyObject *self, PyObject *taken);

@@ -35,8 +35,15 @@ int native_add_sync_points(PyObject *module);
 extern struct native_bound {
     PyTypeObject *type;
     Py_ssize_t core_offset;
+    Py_ssize_t bytes_offset; /* of the bytes in a bytes object */
     PyObject *put, *get, *put_many, *put_rest, *get_many, *idle, *free, *may_spin, *call, *return_all;
     PyObject *for_next_call; /* a tuple of errors that say why nothing more was taken */
 } native_bound;
+
+/* PyBytes_AsString, which the stable ABI has as a function. */
+static inline unsigned char *bytes_of(PyObject *record)
+{
+    return (unsigned char *)record + native_bound.bytes_offset;
+}
 
 #endif

@@ -15,23 +15,42 @@ static void pass_on(const core_t *core, bool waited)
         parking_wake_next(ring, &ring->consumers);
 }
 
-PyObject *native_get(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames)
+/* What nearly every get comes to: a record that was seen before, and nobody in the section.
+ * NULL = nothing was taken, without an error. *sleepers is of the other side, as in an attempt_t. */
+static inline PyObject *get_at_once(core_t *core, uint64_t *sleepers)
 {
-    static const char *const names[2] = {"timeout", NULL};
-    PyObject *values[2] = {NULL, NULL}, *record = NULL;
+    ring_t *ring = &core->ring;
+    uint64_t pos, length;
+    if (!ring_guess(ring, &pos, &length))
+        return NULL;
+    PyObject *record = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)length);
+    if (UNLIKELY(!record)) {
+        PyErr_Clear(); /* the next attempt says so */
+        return NULL;
+    }
+    unsigned char *result = bytes_of(record);
+    bool taken = false;
+    if (LIKELY(section_try(ring->shm_consumers_section, &ring->shm_words[CONSUMERS_TAKEOVERS]) == DONE)) {
+        taken = ring_take(ring, pos, length, result);
+        STEP("P5 look", *sleepers = look(ring, PRODUCERS_SLEEPING));
+        section_leave(ring->shm_consumers_section);
+    }
+    if (UNLIKELY(!taken))
+        Py_CLEAR(record);
+    return record;
+}
+
+/* Get the oldest record as soon as there is one. */
+static __attribute__((noinline)) PyObject *get_in_turn(PyObject *self, int64_t deadline)
+{
+    PyObject *record = NULL;
     waiting_t waiting = {.slept = false};
-    int64_t deadline;
     attempt_t attempt = {.length = 0};
     bool waited = false;
     core_t *core = core_of(self);
     if (!core)
         return NULL;
     ring_t *ring = &core->ring;
-    if (!sorted(args, nargs, kwnames, names, values) || !moment_of(values[0], &deadline) || !is_good(core)) {
-        record = as_called(native_bound.get, self, args, nargs, kwnames);
-        Py_DECREF(core);
-        return record;
-    }
     for (int misfits = 0; misfits < MISFITS;) {
         uint64_t pos = look(ring, READ_POS), end = look(ring, SEEN_WRITE_POS);
         if (end == pos) {
@@ -58,9 +77,9 @@ PyObject *native_get(PyObject *self, PyObject *const *args, Py_ssize_t nargs, Py
                 record = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)attempt.length);
                 if (!record)
                     goto done;
-                attempt.result = (unsigned char *)PyBytes_AsString(record);
+                attempt.result = bytes_of(record);
                 outcome = try_to(core, GET, &attempt);
-                bool called = call_listeners(self, GET, &attempt);
+                bool called = call_listeners(self, GET, attempt.sleepers);
                 if (LIKELY(outcome == DONE && called))
                     goto done;
                 if (outcome == DONE)
@@ -92,6 +111,28 @@ done:
     return record;
 }
 
+PyObject *native_get(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames)
+{
+    static const char *const names[2] = {"timeout", NULL};
+    PyObject *values[2] = {NULL, NULL};
+    int64_t deadline;
+    uint64_t sleepers;
+    bool plain = sorted(args, nargs, kwnames, names, values) && moment_of(values[0], &deadline);
+    core_t *core = borrow_core(self);
+    if (UNLIKELY(!core))
+        return NULL;
+    if (UNLIKELY(!plain || !is_good(core)))
+        return as_called(native_bound.get, self, args, nargs, kwnames);
+    PyObject *record = get_at_once(core, &sleepers);
+    if (UNLIKELY(!record))
+        return get_in_turn(self, deadline);
+    if (UNLIKELY(!tell_others(self, core, GET, sleepers))) {
+        return_all(self, Py_BuildValue("(O)", record));
+        Py_CLEAR(record);
+    }
+    return record;
+}
+
 /* Add records of the lengths that lie before us to a list, for an attempt to fill them. */
 static bool prepare(const ring_t *ring, PyObject *list, Py_ssize_t most, uint64_t stop,
                     result_t *results, attempt_t *attempt, outcome_t *outcome)
@@ -116,7 +157,7 @@ static bool prepare(const ring_t *ring, PyObject *list, Py_ssize_t most, uint64_
         PyObject *record = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)length);
         if (!record)
             return false;
-        results[attempt->count].result = (unsigned char *)PyBytes_AsString(record);
+        results[attempt->count].result = bytes_of(record);
         results[attempt->count++].length = length;
         total += TAKES(length);
         int failed = PyList_Append(list, record);
@@ -196,7 +237,7 @@ PyObject *native_get_many(PyObject *self, PyObject *const *args, Py_ssize_t narg
                 stop = look_across(ring, WRITE_POS);
             outcome = try_to(core, GET_MANY, &attempt);
             taken += outcome == DONE ? (Py_ssize_t)attempt.done : 0;
-            if (!call_listeners(self, GET_MANY, &attempt))
+            if (!call_listeners(self, GET_MANY, attempt.sleepers))
                 goto failed;
         }
         if (taken < PyList_Size(list) && PyList_SetSlice(list, taken, PyList_Size(list), NULL))

@@ -32,7 +32,7 @@
  * index is within the ring. What makes no sense is UNUSUAL; the Python half then looks
  * at it once more, and says what is damaged. */
 #include "native_allocator.h"
-#include "native_copying.h"
+#include "native_ring.h"
 
 /* So many bytes in one section, then publish and let others in. */
 #define SECTION_BYTES (UINT64_C(1) << 18)
@@ -104,14 +104,6 @@ static outcome_t note_room(ring_t *ring, uint64_t read_pos, uint64_t need)
     return write_pos + need <= room_end ? DONE : NOTHING;
 }
 
-/* Bytes that can be written at write_pos in one piece, the headers of records included. */
-static uint64_t room_at(const ring_t *ring, uint64_t write_pos)
-{
-    uint64_t room_end = look(ring, ROOM_END), to_end = ring->capacity - (write_pos & ring->mask);
-    uint64_t room = room_end > write_pos && !(write_pos & 7) ? room_end - write_pos : 0;
-    return room < to_end ? room : to_end;
-}
-
 static outcome_t find_room(ring_t *ring, uint64_t need, uint64_t *seen)
 {
     uint64_t known = look(ring, SEEN_READ_POS);
@@ -124,35 +116,26 @@ static outcome_t find_room(ring_t *ring, uint64_t need, uint64_t *seen)
 
 outcome_t ring_put(ring_t *ring, const unsigned char *data, uint64_t length, uint64_t *seen)
 {
-    uint64_t need = TAKES(length), write_pos = look(ring, WRITE_POS);
-    if (UNLIKELY(room_at(ring, write_pos) < need)) {
-        outcome_t outcome = find_room(ring, need, seen);
-        if (outcome != DONE)
-            return outcome;
-        write_pos = look(ring, WRITE_POS);
-        if (room_at(ring, write_pos) < need)
-            return UNUSUAL;
-    }
-    uint64_t stub = look(ring, word_at(ring, write_pos)) & NUMBER_BITS;
-    fill(bytes_at(ring, write_pos), data, length);
-    STEP("header", store(ring, word_at(ring, write_pos), stub | length));
-    STEP("stub", store(ring, word_at(ring, write_pos + need), stub + NUMBER_ONE));
-    STEP("R1 publish", store(ring, WRITE_POS, write_pos + need));
-    return DONE;
+    if (ring_append(ring, data, length))
+        return DONE;
+    outcome_t outcome = find_room(ring, TAKES(length), seen);
+    if (outcome != DONE)
+        return outcome;
+    return ring_append(ring, data, length) ? DONE : UNUSUAL;
 }
 
 /* Put as many as there is room for, in one commit. DONE if any went in. */
 outcome_t ring_put_many(ring_t *ring, const record_t *records, size_t count, size_t *done, uint64_t *seen)
 {
     size_t index = 0;
-    uint64_t write_pos = look(ring, WRITE_POS), room = room_at(ring, write_pos);
+    uint64_t write_pos = look(ring, WRITE_POS), room = ring_room_at(ring, write_pos);
     *done = 0;
     if (count && room < TAKES(records[0].length)) {
         outcome_t outcome = find_room(ring, TAKES(records[0].length), seen);
         if (outcome != DONE)
             return outcome;
         write_pos = look(ring, WRITE_POS);
-        room = room_at(ring, write_pos);
+        room = ring_room_at(ring, write_pos);
     }
     uint64_t number = look(ring, word_at(ring, write_pos)) & NUMBER_BITS;
     if (room > SECTION_BYTES)
@@ -177,12 +160,12 @@ outcome_t ring_put_many(ring_t *ring, const record_t *records, size_t count, siz
 outcome_t ring_put_block(ring_t *ring, const block_t *block, uint64_t *seen)
 {
     uint64_t need = TAKES(2 * 8), write_pos = look(ring, WRITE_POS);
-    if (room_at(ring, write_pos) < need) {
+    if (ring_room_at(ring, write_pos) < need) {
         outcome_t outcome = find_room(ring, need, seen);
         if (outcome != DONE)
             return outcome;
         write_pos = look(ring, WRITE_POS);
-        if (room_at(ring, write_pos) < need)
+        if (ring_room_at(ring, write_pos) < need)
             return UNUSUAL;
     }
     uint64_t at = word_at(ring, write_pos), stub = look(ring, at) & NUMBER_BITS;
@@ -213,15 +196,6 @@ static outcome_t find_records(ring_t *ring, uint64_t read_pos, uint64_t *seen)
 }
 
 typedef uint64_t looker_t(const ring_t *, uint64_t index);
-
-/* Look from outside of the section at what is, or was, a header. A producer may be writing
- * a record's bytes there, as bytes: a race, as C has it, in which any value is as good
- * as another, for it only says how much to prepare. Of this load, and of no other, a
- * sanitizer of threads is not to be told. */
-__attribute__((no_sanitize("thread"))) static inline uint64_t look_from_outside(const ring_t *ring, uint64_t index)
-{
-    return atomic_load_explicit(&ring->shm_words[index], memory_order_relaxed);
-}
 
 /* Check the header at *pos and pass over padding, once: the record is at *pos then. */
 static inline __attribute__((always_inline)) outcome_t
@@ -312,8 +286,7 @@ outcome_t ring_get(ring_t *ring, unsigned char *result, uint64_t *length, uint64
         *length = found;
         return MISFIT;
     }
-    COPY("R0 copy", result, bytes_at(ring, pos), found);
-    STEP("R2 consume", store(ring, READ_POS, pos + TAKES(found)));
+    ring_consume(ring, pos, found, result);
     return DONE;
 }
 
