@@ -54,8 +54,13 @@ static inline core_t *core_of(PyObject *self)
 static inline bool sorted(PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames,
                           const char *const names[2], PyObject *values[2])
 {
-    if (kwnames || nargs > 1)
-        return sort_named(args, nargs, kwnames, names, values);
+    if (UNLIKELY(kwnames || nargs > 1)) {
+        PyObject *found[2] = {NULL, NULL}; /* apart: what has no address stays in registers */
+        bool plain = sort_named(args, nargs, kwnames, names, found);
+        values[0] = found[0];
+        values[1] = found[1];
+        return plain;
+    }
     if (nargs)
         values[0] = args[0];
     return true;
@@ -64,8 +69,10 @@ static inline bool sorted(PyObject *const *args, Py_ssize_t nargs, PyObject *kwn
 /* Turn a timeout into a moment; false = no timeout. */
 static inline bool moment_of(PyObject *timeout, int64_t *deadline)
 {
-    *deadline = FOR_EVER;
-    return !timeout || timeout == Py_None || moment_after(timeout, deadline);
+    int64_t after = FOR_EVER;
+    bool plain = !timeout || timeout == Py_None || moment_after(timeout, &after);
+    *deadline = after;
+    return plain;
 }
 
 /* Whether the ring was not destroyed, as far as can be seen from outside. */
