@@ -10,7 +10,9 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import queue
+import re
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -65,6 +67,36 @@ def pair(record: bytes) -> Iterator[str]:
         return 300
 
     yield f"put and get {best(one_round):.1f} ns"
+
+
+PAIRS = """
+import sys
+from ipcmap import Arena, Ring
+
+def main(rounds):
+    ring = Ring(arena=Arena(reserve=1 << 28))  # valgrind has no room for more
+    put, get, record, hundred = ring.put, ring.get, b"x" * 64, range(100)
+    for _ in range(rounds):
+        for _ in hundred:
+            put(record)
+        for _ in hundred:
+            get()
+
+main(int(sys.argv[1]))
+"""
+
+
+def instructions() -> Iterator[str]:
+    """Count those of put, get, and the loops around them, by callgrind."""
+    counts = []
+    for rounds in (100, 1100):
+        command = ["valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null"]
+        program = [sys.executable, "-P", "-c", PAIRS, str(rounds)]
+        told = subprocess.run([*command, *program], capture_output=True, text=True, check=True)
+        found = re.search(r"Collected : (\d+)", told.stderr)
+        assert found, told.stderr
+        counts.append(int(found[1]))
+    yield f"{(counts[1] - counts[0]) / 100_000:,.0f} for a put and its get"
 
 
 def batches() -> Iterator[str]:
@@ -227,6 +259,7 @@ def start(pause: float) -> Iterator[str]:
 ROWS: dict[str, Callable[[], Iterator[str]]] = {
     "alone": lambda: alone(RECORD),
     "pair": lambda: pair(RECORD),
+    "instructions": instructions,
     "4 KiB": lambda: pair(bytes(4096)),
     "batches": batches,
     "stream": lambda: stream(1, batch=False),
