@@ -12,6 +12,7 @@ import pytest
 
 from children import Child, Fork
 from ipcmap import Arena, BusyError, ClosedError, Ring
+from ipcmap._core.layout import SWEPT_AT
 from ipcmap.loans import Claim, Lease
 from rings import blocks, fill
 
@@ -322,6 +323,27 @@ def test_a_leased_record_comes_again_when_its_holder_is_killed(
     with pytest.raises(queue.Empty):
         ring.get(0)
     assert (len(ring), blocks(arena)) == (0, 1)
+
+
+@pytest.mark.parametrize("way", ["get", "get_many", "lease"])
+@pytest.mark.parametrize("timeout", [0, 0.01])
+def test_who_brings_a_record_back_at_the_end_of_its_time_has_it(
+    way: str, timeout: float, ring: Ring, told: Ring, arena: Arena, fork: Fork
+) -> None:
+    """Nobody has looked after the family since the holder was killed."""
+    ring.put(b"left behind")
+    holder(ring, told, fork).kill()
+    arena._open().words[SWEPT_AT] = 0
+
+    if way == "get":
+        assert ring.get(timeout) == b"left behind"
+    elif way == "get_many":
+        assert ring.get_many(timeout=timeout) == [b"left behind"]
+    else:
+        with ring.lease(timeout) as view:
+            assert bytes(view) == b"left behind"
+    with pytest.raises(queue.Empty):
+        ring.get(0)
 
 
 def test_records_that_come_again_are_counted_and_keep_their_order(
