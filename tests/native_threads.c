@@ -133,12 +133,13 @@ static void *consume(void *argument)
         }
         if (!count)
             results[count++] = (result_t){room[0], 8};
-        bool guessed = mix(&state) % 2 && ring_guess(&ring, &pos, &length) && length <= LONGEST;
+        guess_t guess;
+        bool guessed = mix(&state) % 2 && ring_guess(&ring, &guess) && guess.length <= LONGEST;
         enter(ring.shm_consumers_section, CONSUMERS_TAKEOVERS);
         outcome_t outcome;
         if (guessed) {
-            done = ring_take(&ring, pos, length, room[0]);
-            results[0].length = length;
+            done = ring_take(&ring, &guess, room[0]);
+            results[0].length = guess.length;
             outcome = done ? DONE : MISFIT;
         } else if (count > 1) {
             outcome = ring_get_many(&ring, results, count, &done, &seen);

@@ -20,10 +20,10 @@ static void pass_on(const core_t *core, bool waited)
 static inline PyObject *get_at_once(core_t *core, uint64_t *sleepers)
 {
     ring_t *ring = &core->ring;
-    uint64_t pos, length;
-    if (!ring_guess(ring, &pos, &length))
+    guess_t guess;
+    if (!ring_guess(ring, &guess))
         return NULL;
-    PyObject *record = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)length);
+    PyObject *record = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)guess.length);
     if (UNLIKELY(!record)) {
         PyErr_Clear(); /* the next attempt says so */
         return NULL;
@@ -31,7 +31,7 @@ static inline PyObject *get_at_once(core_t *core, uint64_t *sleepers)
     unsigned char *result = bytes_of(record);
     bool taken = false;
     if (LIKELY(section_try(ring->shm_consumers_section, &ring->shm_words[CONSUMERS_TAKEOVERS]) == DONE)) {
-        taken = ring_take(ring, pos, length, result);
+        taken = ring_take(ring, &guess, result);
         STEP("P5 look", *sleepers = look(ring, PRODUCERS_SLEEPING));
         section_leave(ring->shm_consumers_section);
     }

@@ -39,15 +39,19 @@ __attribute__((no_sanitize("thread"))) static inline uint64_t look_from_outside(
     return atomic_load_explicit(&ring->shm_words[index], memory_order_relaxed);
 }
 
+typedef struct {
+    uint64_t pos, end, length; /* of the record, and where those end that a consumer has seen */
+} guess_t;
+
 /* Guess from outside of the section where the oldest record is, and how long. False = there may
  * be none, or it is none of those that lie in the ring itself and that a consumer has seen. */
-static inline bool ring_guess(const ring_t *ring, uint64_t *pos, uint64_t *length)
+static inline bool ring_guess(const ring_t *ring, guess_t *guess)
 {
-    *pos = look(ring, READ_POS);
-    uint64_t ahead = look(ring, SEEN_WRITE_POS) - *pos;
-    *length = look_from_outside(ring, word_at(ring, *pos)) & (KIND_BITS | LENGTH_MASK);
-    return *length <= ring->inline_limit && TAKES(*length) <= ahead && ahead <= ring->capacity - 8 &&
-           (*pos & ring->mask) + TAKES(*length) <= ring->capacity && !(*pos & 7);
+    uint64_t pos = look(ring, READ_POS), end = look(ring, SEEN_WRITE_POS);
+    uint64_t length = look_from_outside(ring, word_at(ring, pos)) & (KIND_BITS | LENGTH_MASK);
+    *guess = (guess_t){pos, end, length};
+    return length <= ring->inline_limit && TAKES(length) <= end - pos && end - pos <= ring->capacity - 8 &&
+           (pos & ring->mask) + TAKES(length) <= ring->capacity && !(pos & 7);
 }
 
 _Static_assert(!RECORD, "a record's kind and length are its length");
@@ -58,15 +62,14 @@ static inline void ring_consume(ring_t *ring, uint64_t pos, uint64_t length, uns
     STEP("R2 consume", store(ring, READ_POS, pos + TAKES(length)));
 }
 
-/* Take the oldest record if the guess was right; false = nothing was done. Who wrote the
- * position by which the guess went has left the section since, and positions only grow:
- * what was within bounds is so still. */
-static inline bool ring_take(ring_t *ring, uint64_t pos, uint64_t length, unsigned char *result)
+/* Take the oldest record if it is the one that was guessed: all that the guess went by stands
+ * there still, so what it found within bounds is so. False = nothing was done. */
+static inline bool ring_take(ring_t *ring, const guess_t *guess, unsigned char *result)
 {
-    if (UNLIKELY(look(ring, READ_POS) != pos ||
-                 (look(ring, word_at(ring, pos)) & (KIND_BITS | LENGTH_MASK)) != length))
+    if (UNLIKELY(look(ring, READ_POS) != guess->pos || look(ring, SEEN_WRITE_POS) != guess->end ||
+                 (look(ring, word_at(ring, guess->pos)) & (KIND_BITS | LENGTH_MASK)) != guess->length))
         return false;
-    ring_consume(ring, pos, length, result);
+    ring_consume(ring, guess->pos, guess->length, result);
     return true;
 }
 
