@@ -38,6 +38,7 @@ __all__ = ["Zygote", "ZygoteProcess", "prefork", "zygote_for"]
 
 _ENDED = os.WEXITED | os.WNOHANG
 _LAST_WAIT = 1.0  # seconds for the word of a child whose zygote is dead
+_LOOK = 1.0  # seconds between two looks whether a zygote that does not answer is stopped
 
 
 class Zygote:
@@ -108,6 +109,8 @@ class Zygote:
     def fork(self, request: bytes) -> int:
         """Have a worker forked, and return its pid.
 
+        One that is found stopped (SIGSTOP) twice, a second apart, is killed.
+
         Raises:
             BrokenPipeError: The zygote is dead.
             BusyError: It was called by a signal handler that interrupted it.
@@ -151,7 +154,9 @@ class Zygote:
         poll = select.poll()
         poll.register(self._socket, select.POLLIN)
         poll.register(self._pidfd, select.POLLIN)
-        ready = {descriptor for descriptor, _ in poll.poll()}
+        stopped = False
+        while not (ready := {descriptor for descriptor, _ in poll.poll(_LOOK * 1000)}):
+            stopped = self._kill_if_stopped(stopped)
         if ready == {self._pidfd}:
             poll.unregister(self._pidfd)
             ready = {descriptor for descriptor, _ in poll.poll(_LAST_WAIT * 1000)}
@@ -159,6 +164,19 @@ class Zygote:
         if number == OF_A_SPARE:
             self._spares[pid], self._told = started, pid
         return number, pid
+
+    def _kill_if_stopped(self, before: bool) -> bool:
+        """Whoever needs a worker cannot wait for one that may never go on; another can be forked.
+
+        ``before`` = it was found stopped at the last look. One alone is no reason: this process
+        may have been stopped with it, and have gone on a moment earlier.
+        """
+        stat = liveness.read_stat(self.pid)
+        stopped = stat is not None and stat.state == "T"
+        if stopped and before:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+        return stopped
 
     def _reap(self, *, alive: bool) -> None:
         """Reap the spares that are dead; ``alive`` = the others are to die first."""

@@ -246,11 +246,14 @@ def test_whoever_is_killed_while_idle_is_replaced(executor: ProcessPoolExecutor)
         assert executor.submit(work.same, 1).result() == 1
 
 
-def test_another_zygote_is_forked_where_one_dies(executor: ProcessPoolExecutor) -> None:
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+def test_another_zygote_is_forked_where_one_dies_or_is_stopped(
+    how: signal.Signals, executor: ProcessPoolExecutor
+) -> None:
     """The workers that there are go on."""
     pid = executor.submit(work.pid_of).result()
     assert executor._dispatcher.workforce._zygote
-    os.kill(executor._dispatcher.workforce._zygote.pid, signal.SIGKILL)
+    os.kill(executor._dispatcher.workforce._zygote.pid, how)
     assert executor.submit(work.pid_of).result() == pid
     assert isinstance(executor.submit(work.die).exception(), WorkerDied)
 

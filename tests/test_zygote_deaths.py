@@ -67,6 +67,19 @@ def test_a_spare_that_is_stopped_is_ended_with_its_zygote(home: Household) -> No
     assert not home.children()
 
 
+def test_a_zygote_that_is_stopped_is_not_waited_for(home: Household) -> None:
+    """It is killed, and whoever wants a worker hears that it is dead."""
+    zygote = home.zygote()
+    home.spare()
+    os.kill(zygote.pid, signal.SIGSTOP)
+
+    with pytest.raises(BrokenPipeError, match="zygote is dead"):
+        ZygoteProcess(zygote, say_so).start()
+
+    zygote.close()
+    assert not home.children()
+
+
 @pytest.mark.parametrize("of", [None, signal.SIGKILL, signal.SIGSTOP])
 def test_a_spare_that_its_zygote_had_not_told_of_is_reaped(
     of: signal.Signals | None, home: Household, monkeypatch: pytest.MonkeyPatch
