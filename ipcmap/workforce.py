@@ -36,6 +36,7 @@ _log = logging.getLogger("ipcmap")
 _STILLBORN = 3  # workers in a row, at least, that died before they were ready; or zygotes
 _GRACE = 5.0  # seconds for a worker to end of SIGTERM
 _LOOK = 0.1  # seconds between two looks whether that is over
+_PAUSE = 1.0  # seconds until another worker is tried for, where none could be forked
 
 
 class Workforce:
@@ -58,6 +59,7 @@ class Workforce:
         self._overdue: set[int] = set()  # tasks whose workers are killed for them
         self._stillborn = 0
         self.has_hired = False
+        self._pause = Deadline(0)
         self._killed = False
         self.grace: Deadline | None = None
         self._zygote: Zygote | None = zygote_for(blueprint.work, early=early)
@@ -65,8 +67,11 @@ class Workforce:
     # Workers come
 
     def hire(self) -> Seat | None:
-        """Have another worker forked, if one is wanting; return its seat."""
-        if not self._assigned.lacks_workers:
+        """Have another worker forked, if one is wanting; return its seat.
+
+        Where that fails the workers that there are go on, and it is tried again in a while.
+        """
+        if not self._assigned.lacks_workers or (self._seats and self._pause.remaining()):
             return None
         index = next(number for number in itertools.count() if number not in self._seats)
         seat = Seat(index, self._cells, self._arena)
@@ -76,6 +81,7 @@ class Workforce:
             seat.give_back()  # the error, which may be kept, has a traceback to it
             if not self._seats:
                 self._assigned.break_down(f"no worker can be forked: {error}", error)
+            self._pause = Deadline(_PAUSE)
             return None
         self._seats[index] = self._assigned.idle[index] = seat
         self.has_hired = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import os
 import signal
@@ -258,6 +259,32 @@ def test_another_zygote_is_forked_where_one_dies_or_is_stopped(
     assert isinstance(executor.submit(work.die).exception(), WorkerDied)
 
     assert executor.submit(work.same, 1).result() == 1
+
+
+def test_workers_that_cannot_be_forked_are_not_tried_for_all_the_time(
+    executor: ProcessPoolExecutor, arena: Arena, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that there are go on; after a while it is tried again, unasked."""
+    gate = Ring(arena=arena)
+    waiting = executor.submit(gate.get)
+    manager, workforce = executor._dispatcher.manager, executor._dispatcher.workforce
+    tries = []
+
+    def find_no_room(self: ZygoteProcess) -> None:
+        tries.append(self.name)
+        raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    with monkeypatch.context() as patched:
+        patched.setattr("ipcmap.workforce._PAUSE", 1e6)
+        patched.setattr(ZygoteProcess, "start", find_no_room)
+        second = executor.submit(work.pid_of)
+        work.wait_until(lambda: manager._rounds > 20)
+        assert len(tries) == 1
+    workforce._pause = Deadline(0)
+
+    assert second.result() != os.getpid()
+    gate.put(b"on")
+    assert waiting.result() == b"on"
 
 
 def test_an_object_that_kills_its_worker_costs_its_task(executor: ProcessPoolExecutor) -> None:
