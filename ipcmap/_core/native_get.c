@@ -115,7 +115,7 @@ PyObject *native_get(PyObject *self, PyObject *const *args, Py_ssize_t nargs, Py
 {
     static const char *const names[2] = {"timeout", NULL};
     PyObject *values[2] = {NULL, NULL};
-    int64_t deadline;
+    int64_t deadline = FOR_EVER;
     uint64_t sleepers;
     bool plain = sorted(args, nargs, kwnames, names, values) && moment_of(values[0], &deadline);
     core_t *core = borrow_core(self);

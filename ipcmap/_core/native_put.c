@@ -115,7 +115,7 @@ PyObject *native_put(PyObject *self, PyObject *const *args, Py_ssize_t nargs, Py
 {
     static const char *const names[2] = {"data", "timeout"};
     PyObject *values[2] = {NULL, NULL}, *result = NULL;
-    int64_t deadline;
+    int64_t deadline = FOR_EVER;
     bool plain = sorted(args, nargs, kwnames, names, values) && values[0] && moment_of(values[1], &deadline);
     core_t *core = borrow_core(self);
     if (UNLIKELY(!core))
