@@ -151,3 +151,91 @@ def test_a_handler_runs_though_its_signal_came_just_before_the_sleep(
     )
 
     assert done.returncode == 7
+
+
+AT_THE_SECTION = """
+import os, signal, sys, native_build
+native = native_build.load(sys.argv[1])
+import ipcmap
+from ipcmap._core import ring_layout as at
+from sync_point_stage import code_of, is_over, start, until
+
+arena = ipcmap.Arena(16 << 20, backend="native")
+ring = ipcmap.Ring(4096, arena=arena)
+reading, writing = os.pipe()
+
+def struck(point, number):
+    def be_struck():
+        native.disarm()
+        native.arm(point, 1, number)
+        try:
+            os.write(writing, ring.get(0) + b".")
+        except ipcmap.StaleHandle:
+            os.write(writing, b"stale")
+    pid = start(be_struck)
+    until(lambda: is_over(pid))
+    return pid
+
+def stopped():
+    words = ring._core._words
+    assert words[at.SEEN_WRITE_POS] > words[at.READ_POS], "there is nothing that it would go by"
+    return struck("X1 enter in section_try, before", signal.SIGSTOP)
+
+def what_it_gets(consumer):
+    os.kill(consumer, signal.SIGCONT)
+    assert code_of(consumer) == 0
+    return os.read(reading, 100).decode()
+"""
+
+
+def run(hooks: Path, program: str) -> str:
+    """Run a program that begins as ``AT_THE_SECTION``, and return what it prints."""
+    return subprocess.run(
+        [sys.executable, "-c", AT_THE_SECTION + program, hooks],
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parent), "IPCMAP_BACKEND": "native"},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    ).stdout
+
+
+def test_a_record_that_came_back_comes_before_one_that_a_get_had_its_eye_on(hooks: Path) -> None:
+    """Its holder is buried while the get is about to enter the section; the ring is whole after it."""
+    came = run(
+        hooks,
+        """
+ring.put_many([b"older", b"newer"])
+def hold():
+    lease = ring.lease(0)
+    lease.__enter__()
+    os.kill(os.getpid(), signal.SIGKILL)
+holder = start(hold)
+until(lambda: is_over(holder))
+consumer = stopped()
+assert code_of(holder) == -signal.SIGKILL
+assert arena.sweep() == 1
+print(what_it_gets(consumer), ring.get(0))
+""",
+    )
+
+    assert came == "older. b'newer'\n"
+
+
+def test_a_get_from_a_ring_that_is_gone_takes_nothing_from_the_next_one_there(hooks: Path) -> None:
+    """An empty record, and no record at all, have the same header in a ring that is new."""
+    came = run(
+        hooks,
+        """
+ring.put(b"")
+assert code_of(struck("R0 copy in ring_consume, before", signal.SIGKILL)) == -signal.SIGKILL
+consumer, place = stopped(), ring._cell.offset
+ring.destroy()
+ring = ipcmap.Ring(4096, arena=arena)
+assert ring._cell.offset == place
+came = what_it_gets(consumer)
+ring.put(b"mine")
+print(came, ring.get(0))
+""",
+    )
+
+    assert came == "stale b'mine'\n"
