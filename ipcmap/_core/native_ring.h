@@ -1,7 +1,7 @@
 /* native_ring.h -- one record: the steps that nearly every put and get comes to.
  *
- * native_ring.c has their fields and sync points, and whatever else an attempt may meet;
- * what makes calls of them inlines these, and tries them first. */
+ * native_ring.c has their fields and sync points, and whatever else an attempt may meet.
+ * A call tries these first, and has them inline. */
 #ifndef IPCMAP_NATIVE_RING_H
 #define IPCMAP_NATIVE_RING_H
 
