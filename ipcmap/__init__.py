@@ -29,6 +29,7 @@ from ipcmap.context import (
     log_to_stderr,
     parent_process,
 )
+from ipcmap.counter import Counter
 from ipcmap.errors import (
     ArenaFull,
     BrokenError,
@@ -49,6 +50,7 @@ from ipcmap.executor_statistics import ExecutorStatistics, ExecutorWorker
 from ipcmap.family import ExitRecord
 from ipcmap.forked_map import fork_map
 from ipcmap.integrations.cluster import ClusterExecutor, cluster_executor
+from ipcmap.joinable_queue import JoinableQueue
 from ipcmap.listener import Listener
 from ipcmap.loans import Attachment, Claim, Lease
 from ipcmap.mapping import PAGE_SIZE, Mapping
@@ -57,7 +59,7 @@ from ipcmap.pool import Pool
 from ipcmap.pool_results import AsyncResult, MapResult
 from ipcmap.pool_streams import IMapIterator
 from ipcmap.process import Process
-from ipcmap.queues import JoinableQueue, Queue
+from ipcmap.queues import Queue
 from ipcmap.ring import Ring, RingStatistics
 from ipcmap.stop_flag import stopping
 from ipcmap.supervisor import Supervisor, SupervisorStatistics
@@ -73,7 +75,7 @@ from ipcmap.sync import (
     Semaphore,
 )
 from ipcmap.tasks import TaskName
-from ipcmap.values import Array, Counter, RawArray, RawValue, Value
+from ipcmap.values import Array, RawArray, RawValue, Value
 from ipcmap.worker_place import WorkerStatistics
 from ipcmap.zygote import prefork
 

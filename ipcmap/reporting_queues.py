@@ -13,7 +13,8 @@ import traceback
 from typing import Any, TypeVar
 
 from ipcmap.errors import ClosedError
-from ipcmap.queues import JoinableQueue, Queue, seconds
+from ipcmap.joinable_queue import JoinableQueue
+from ipcmap.queues import Queue, seconds
 
 __all__ = ["ReportingJoinableQueue", "ReportingQueue"]
 

@@ -34,7 +34,8 @@ FLOORS: list[list[set[str]]] = [
     [
         {"queue_ends", "ended_pipes", "connection_handle"},
         {"objects"},
-        {"queues", "connection", "broadcast", "values", "table"},
+        {"queues", "connection", "values", "counter"},
+        {"joinable_queue"},
         {"reporting_queues"},
     ],
     [
