@@ -68,7 +68,7 @@ MUTANTS = {
     "R2 looked at in passing": ("native_ring.c", "look_across(ring, READ_POS)", "look(ring, READ_POS)"),
     "R1 looked at in passing": ("native_ring.c", "= look_across(ring, WRITE_POS)", "= look(ring, WRITE_POS)"),
     "X1 two in a section": ("native_section.c", "answer == EBUSY ? BUSY", "answer == EBUSY ? DONE"),
-    "R1 before the bytes": ("native_ring.c", PUT, PUT_TOO_EARLY),
+    "R1 before the bytes": ("native_ring.h", PUT, PUT_TOO_EARLY),
 }  # fmt: skip
 OF_GUARDS = {
     "X1 two in a section": ("native_section.c", "answer == EBUSY ? BUSY", "answer == EBUSY ? DONE"),

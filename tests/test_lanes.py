@@ -178,9 +178,17 @@ def test_a_lane_that_dies_fails_its_test_and_ends_the_run(
     """The other lane ends its test, tears down what it has set up, and begins no other."""
     result = run(
         suite,
-        test_a=f"@pytest.mark.timeout(0.3, func_only=True)\ndef test_it():\n    {dies}",
+        test_a=f"""
+@pytest.fixture
+def met(): meet("a", "b")    # no other begins where one has died
+
+@pytest.mark.timeout(0.3, func_only=True)
+def test_it(met):
+    {dies}
+""",
         test_b="""
 def test_it(shared):
+    meet("b", "a")
     wait_until_told("test_a.py::test_it")
 
 def test_next():
