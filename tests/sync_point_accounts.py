@@ -162,7 +162,7 @@ def _check_records(stage: Stage, struck: bool) -> None:
     lost_at_most = sum(log in stage.consumers and log.phase == GETTING for log in stage.helpers)
     if stage.produces:
         sure -= set(stage.doubts.taken)
-    elif not (stage.heard and not stage.large and stage.strike and stage.strike.passing == 1):
+    elif not (stage.heard and not stage.large and _is_in_first_get(stage)):
         # Where the call tells a listener, the handler runs there, and the record comes again.
         # Of large ones, the first is not the first to pass each point.
         lost_at_most += stage.doubts.count
@@ -178,6 +178,12 @@ def _check_records(stage: Stage, struck: bool) -> None:
     assert set(came) <= possible, set(came) - possible
     lost = sure - set(came)
     assert len(lost) <= lost_at_most, f"lost: {lost}, in doubt: {lost_at_most}"
+
+
+def _is_in_first_get(stage: Stage) -> bool:
+    """Return whether the victim was struck in its first get, which looks across for its record."""
+    strike = stage.strike
+    return bool(strike and strike.passing == 1 and "get_at_once" not in strike.point)
 
 
 def _in_hand(stage: Stage) -> list[Name]:
