@@ -166,10 +166,11 @@ class Zygote:
         return number, pid
 
     def _kill_if_stopped(self, before: bool) -> bool:
-        """Whoever needs a worker cannot wait for one that may never go on; another can be forked.
+        """Kill it if it is stopped, and was at the look ``before``; return whether it is.
 
-        ``before`` = it was found stopped at the last look. One alone is no reason: this process
-        may have been stopped with it, and have gone on a moment earlier.
+        Who needs a worker cannot wait for one that may never go on; another can be forked. One
+        look alone says too little: this process may have been stopped with it, and have gone on
+        a moment earlier.
         """
         stat = liveness.read_stat(self.pid)
         stopped = stat is not None and stat.state == "T"
